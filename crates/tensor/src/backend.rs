@@ -1,0 +1,181 @@
+//! What a backend computes.
+//!
+//! *Required* operations are the vocabulary of the papers. *Fused* operations have a default body made of required ones:
+//! the default is the definition, and a backend that overrides it must agree with it (`tests/conformance.rs`). Arguments
+//! have been checked by [`Tensor`]'s methods, which are the only callers; a backend need not check shapes again.
+//!
+//! All activations are f32. A new backend is complete when it has the required operations.
+
+use std::{any::Any, fmt::Debug, sync::Arc};
+
+use crate::{Shape, Tensor, Weight};
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Unary {
+    /// `x · sigmoid(x)`; also called swish.
+    Silu,
+    /// `½ x (1 + erf(x/√2))`.
+    Gelu,
+    /// `½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `x · sigmoid(1.702 x)`.
+    QuickGelu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `tanh(x)`.
+    Tanh,
+    /// `a·x + b`.
+    Affine(f32, f32),
+}
+
+/// A function of two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binary {
+    /// `a + b`.
+    Add,
+    /// `a − b`.
+    Sub,
+    /// `a · b`.
+    Mul,
+}
+
+/// Which keys a query may see, and how their scores are shifted.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask<'a> {
+    /// Every query sees every key.
+    None,
+    /// Query `i` sees keys `0..=i`.
+    Causal,
+    /// `[heads, queries, keys]` is added to the scaled scores.
+    Bias(&'a Tensor),
+}
+
+/// Rows and columns of zeros around a picture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Padding {
+    /// Above.
+    pub top: usize,
+    /// Left.
+    pub left: usize,
+    /// Below.
+    pub bottom: usize,
+    /// Right.
+    pub right: usize,
+}
+
+impl Padding {
+    /// The same on all sides.
+    pub fn all(size: usize) -> Self {
+        Self { top: size, left: size, bottom: size, right: size }
+    }
+}
+
+/// The operations. See the module's header for the two kinds.
+///
+/// Backends make their results with [`Tensor::new`].
+pub trait Backend: Any + Debug + Send + Sync {
+    /// A short name: `cpu`, `reference` …
+    fn name(&self) -> &'static str;
+
+    /// Takes values in.
+    fn upload(self: Arc<Self>, shape: Shape, values: Vec<f32>) -> Tensor;
+
+    /// Gives the values back, row-major.
+    fn download(&self, x: &Tensor) -> Vec<f32>;
+
+    // ── required ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// `y = x·Wᵀ + bias`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`.
+    fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor;
+
+    /// `softmax(scale · q·kᵀ + mask) · v` per head: `q [Lq, heads, d]`, `k, v [Lk, heads, d]` → `[Lq, heads, d]`.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor;
+
+    /// Cross-correlation: `x [H, W, in]`, `weight [out, in, kh, kw]`, `bias [out]` → `[H', W', out]`.
+    fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor;
+
+    /// `(x − mean) / √(var + eps)` over the last axis, biased variance.
+    fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor;
+
+    /// `x / √(mean(x²) + eps) · weight` over the last axis; `weight [last]`.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor;
+
+    /// Per group of channels over all pixels, then `· weight + bias`: `x [H, W, C]`, `weight, bias [C]`.
+    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor;
+
+    /// `f(x)`, element by element.
+    fn unary(&self, x: &Tensor, f: Unary) -> Tensor;
+
+    /// `f(a, b)`, element by element; `b` has `a`'s shape or is one row `[last]` used for every row of `a`.
+    fn binary(&self, a: &Tensor, b: &Tensor, f: Binary) -> Tensor;
+
+    /// Rotates adjacent pairs: `x [L, heads, d]`, `angles [L, d/2, 2]` holding (cos, sin);
+    /// `y[2j] = cos·x[2j] − sin·x[2j+1]`, `y[2j+1] = sin·x[2j] + cos·x[2j+1]`.
+    fn rope(&self, x: &Tensor, angles: &Tensor) -> Tensor;
+
+    /// Rows of a table: `table [rows, d]` → `[ids, d]`. The table's compute precision plays no part.
+    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor;
+
+    /// The tensors one after the other along `axis`; all other extents are equal.
+    fn concat(&self, parts: &[&Tensor], axis: usize) -> Tensor;
+
+    /// Elements `start..start + len` along `axis`.
+    fn slice(&self, x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor;
+
+    /// `y`'s axis `i` is `x`'s axis `axes[i]`.
+    fn permute(&self, x: &Tensor, axes: &[usize]) -> Tensor;
+
+    /// Each pixel twice in both directions: `[H, W, C]` → `[2H, 2W, C]`.
+    fn upsample_nearest_2x(&self, x: &Tensor) -> Tensor;
+
+    // ── fused ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    /// `f(linear(x))`.
+    fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, f: Unary) -> Tensor {
+        self.linear(x, weight, bias).unary(f)
+    }
+
+    /// `residual + gate · linear(x)`; `residual [.., out]`, `gate [out]`.
+    fn linear_gated_add(
+        &self,
+        residual: &Tensor,
+        gate: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        self.binary(residual, &self.linear(x, weight, bias).mul(gate), Binary::Add)
+    }
+
+    /// `(1 + scale) · layer_norm(x) + shift`; `shift, scale [last]`.
+    fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
+        self.layer_norm(x, eps).mul(&scale.affine(1.0, 1.0)).add(shift)
+    }
+
+    /// `a·x + y`, shapes equal: an Euler step.
+    fn add_scaled(&self, y: &Tensor, a: f32, x: &Tensor) -> Tensor {
+        self.binary(y, &x.affine(a, 0.0), Binary::Add)
+    }
+
+    /// Heads cut out of fused columns, normed and rotated: columns `start..start + heads·d` of `x [L, columns]` →
+    /// RMS norm over each head with `weight [d]` → [`Backend::rope`] with `angles` → `[L, heads, d]`.
+    fn qk_norm_rope(
+        &self,
+        x: &Tensor,
+        start: usize,
+        heads: usize,
+        weight: &Tensor,
+        angles: &Tensor,
+        eps: f32,
+    ) -> Tensor {
+        let d = weight.shape()[0];
+        let head = self.slice(x, 1, start, heads * d).reshape([x.shape()[0], heads, d]);
+        self.rms_norm(&head, weight, eps).rope(angles)
+    }
+
+    /// `silu(group_norm(x))`.
+    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+        self.group_norm(x, groups, weight, bias, eps).unary(Unary::Silu)
+    }
+}

@@ -1,0 +1,124 @@
+//! Storage formats of weights: layout, range, and the exact f32 value of each code.
+
+use half::{bf16, f16};
+
+/// How the elements of a weight are stored. All are little-endian.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16: range ±65504, 11 bits of precision.
+    F16,
+    /// The upper half of a binary32: full range, 8 bits of precision.
+    BF16,
+    /// 1-4-3, bias 7, no infinity, NaN at 0x7f and 0xff; range ±448.
+    F8E4M3,
+    /// 1-5-2, bias 15, with infinities; range ±57344.
+    F8E5M2,
+}
+
+impl DType {
+    /// Bytes that `count` elements take.
+    pub fn bytes(self, count: usize) -> usize {
+        count * self.size()
+    }
+
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::F8E4M3 | Self::F8E5M2 => 1,
+        }
+    }
+
+    /// The name used in reports: `f32`, `bf16`, `fp8 e4m3fn` …
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::BF16 => "bf16",
+            Self::F8E4M3 => "fp8 e4m3fn",
+            Self::F8E5M2 => "fp8 e5m2",
+        }
+    }
+
+    /// Decodes `out.len()` elements from the start of `bytes`, exactly.
+    ///
+    /// `bytes` may be unaligned, as tensors in a file are.
+    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        assert_eq!(bytes.len(), self.bytes(out.len()), "bytes do not match the elements of {self:?}");
+        match self {
+            Self::F32 => decode_each(bytes, out, f32::from_le_bytes),
+            Self::F16 => decode_each(bytes, out, |b| f16::from_le_bytes(b).to_f32()),
+            Self::BF16 => decode_each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
+            Self::F8E4M3 => decode_each(bytes, out, |[b]| F8E4M3_VALUES[b as usize]),
+            Self::F8E5M2 => decode_each(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+        }
+    }
+}
+
+#[inline(always)]
+fn decode_each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
+    let (elements, _) = bytes.as_chunks::<N>();
+    for (out, element) in out.iter_mut().zip(elements) {
+        *out = value(*element);
+    }
+}
+
+/// The value of each e4m3fn code.
+static F8E4M3_VALUES: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        table[code] = f8_e4m3_value(code as u8);
+        code += 1;
+    }
+    table
+};
+
+const fn f8_e4m3_value(code: u8) -> f32 {
+    let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
+    let exponent = ((code >> 3) & 15) as i32;
+    let mantissa = (code & 7) as f32;
+    if code & 0x7f == 0x7f {
+        return f32::NAN;
+    }
+    if exponent == 0 {
+        return sign * mantissa / 512.0; // subnormal: m/8 · 2⁻⁶
+    }
+    // 2^(exponent − 7) by its bit pattern.
+    let power = f32::from_bits(((exponent - 7 + 127) as u32) << 23);
+    sign * (1.0 + mantissa / 8.0) * power
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e4m3_values_at_the_landmarks() {
+        for (code, value) in
+            [(0x00, 0.0), (0x01, 0.001953125), (0x08, 0.015625), (0x38, 1.0), (0x7e, 448.0), (0xb8, -1.0)]
+        {
+            assert_eq!(F8E4M3_VALUES[code], value, "code {code:#x}");
+        }
+        assert!(F8E4M3_VALUES[0x7f].is_nan() && F8E4M3_VALUES[0xff].is_nan());
+    }
+
+    #[test]
+    fn every_format_decodes_one_half() {
+        let cases: [(DType, &[u8]); 5] = [
+            (DType::F32, &[0, 0, 0, 0x3f]),
+            (DType::F16, &[0, 0x38]),
+            (DType::BF16, &[0, 0x3f]),
+            (DType::F8E4M3, &[0x30]),
+            (DType::F8E5M2, &[0x38]),
+        ];
+        for (dtype, bytes) in cases {
+            let mut out = [0.0];
+            dtype.decode(bytes, &mut out);
+            assert_eq!(out, [0.5], "{dtype:?}");
+        }
+    }
+}
