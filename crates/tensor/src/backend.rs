@@ -69,6 +69,13 @@ impl Padding {
     pub fn all(size: usize) -> Self {
         Self { top: size, left: size, bottom: size, right: size }
     }
+
+    /// The shape that a convolution of picture `x` with kernel `weight` gives.
+    pub(crate) fn output(self, x: Shape, weight: Shape, stride: usize) -> [usize; 3] {
+        let h = (x[0] + self.top + self.bottom - weight[2]) / stride + 1;
+        let w = (x[1] + self.left + self.right - weight[3]) / stride + 1;
+        [h, w, weight[0]]
+    }
 }
 
 /// The operations. See the module's header for the two kinds.

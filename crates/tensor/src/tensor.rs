@@ -107,11 +107,11 @@ impl Tensor {
             self.shape,
             weight.shape()
         );
-        self.check_bias(weight, bias);
+        Self::check_bias(weight, bias);
     }
 
     #[track_caller]
-    fn check_bias(&self, weight: &Weight, bias: Option<&Self>) {
+    fn check_bias(weight: &Weight, bias: Option<&Self>) {
         if let Some(bias) = bias {
             assert!(
                 bias.shape == Shape::new(&[weight.out_features()]),
@@ -134,7 +134,7 @@ impl Tensor {
             Mask::None => {}
             Mask::Causal => assert!(lq == lk, "a causal mask needs as many queries ({lq}) as keys ({lk})"),
             Mask::Bias(bias) => {
-                assert!(bias.shape == [heads, lq, lk].into(), "bias {} for {lq}×{lk} scores", bias.shape)
+                assert!(bias.shape == [heads, lq, lk].into(), "bias {} for {lq}×{lk} scores", bias.shape);
             }
         }
         self.backend.attention(self, k, v, scale, mask)
@@ -152,7 +152,7 @@ impl Tensor {
             "picture {} with {padding:?} is smaller than the kernel {w}",
             self.shape
         );
-        self.check_bias(weight, bias);
+        Self::check_bias(weight, bias);
         self.backend.conv2d(self, weight, bias, stride, padding)
     }
 

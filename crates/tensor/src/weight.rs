@@ -172,7 +172,9 @@ impl Weight {
                 let size = piece.dtype.bytes(row);
                 piece.dtype.decode(&piece.bytes.get()[index * size..(index + 1) * size], out);
                 if piece.scale != 1.0 {
-                    out.iter_mut().for_each(|v| *v *= piece.scale);
+                    for v in out.iter_mut() {
+                        *v *= piece.scale;
+                    }
                 }
                 return;
             }

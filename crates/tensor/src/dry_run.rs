@@ -1,0 +1,242 @@
+//! Computes nothing: counts the arithmetic and the memory that a model would take.
+//!
+//! Runs the real configuration without its weights ([`Bytes::Absent`](crate::Bytes)), in milliseconds. Bytes are those of
+//! activations, as the [`cpu`](crate::cpu) backend keeps them: views and slices of a tensor's whole axis cost nothing.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::{Backend, Binary, Buffer, Mask, Padding, Shape, Tensor, Unary, Weight};
+
+/// What was counted. A multiplication and the addition that follows it are two FLOP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Of linear layers.
+    pub linear_flop: u64,
+    /// Of the two products in attention; keys behind a causal mask do not count.
+    pub attention_flop: u64,
+    /// Of convolutions, the padding's zeros included.
+    pub conv_flop: u64,
+    /// Of all else: one per element written by an operation that computes.
+    pub other_flop: u64,
+    /// The most bytes of activations that lived at one time.
+    pub peak_bytes: u64,
+    /// Bytes of activations that live now.
+    pub live_bytes: u64,
+}
+
+impl Work {
+    /// All arithmetic.
+    pub fn flop(&self) -> u64 {
+        self.linear_flop + self.attention_flop + self.conv_flop + self.other_flop
+    }
+}
+
+/// The backend that counts.
+#[derive(Debug, Default)]
+pub struct DryRun {
+    ledger: Arc<Ledger>,
+}
+
+#[derive(Debug, Default)]
+struct Ledger(Mutex<Work>);
+
+impl Ledger {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A buffer without elements, which counts as long as it lives.
+struct Counted {
+    bytes: u64,
+    ledger: Arc<Ledger>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.ledger.work().live_bytes -= self.bytes;
+    }
+}
+
+impl DryRun {
+    /// A backend that has counted nothing yet.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// What was counted since the start or the last [`DryRun::reset`].
+    pub fn report(&self) -> Work {
+        *self.ledger.work()
+    }
+
+    /// Starts a new phase: arithmetic counts from zero, the peak from what lives now.
+    pub fn reset(&self) {
+        let mut work = self.ledger.work();
+        let live_bytes = work.live_bytes;
+        *work = Work { live_bytes, peak_bytes: live_bytes, ..Work::default() };
+    }
+
+    fn buffer(&self, shape: Shape) -> Buffer {
+        let bytes = 4 * shape.count() as u64;
+        let mut work = self.ledger.work();
+        work.live_bytes += bytes;
+        work.peak_bytes = work.peak_bytes.max(work.live_bytes);
+        drop(work);
+        Arc::new(Counted { bytes, ledger: self.ledger.clone() })
+    }
+
+    fn moved(&self, x: &Tensor, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        x.like(shape, self.buffer(shape))
+    }
+
+    fn computed(&self, x: &Tensor, shape: impl Into<Shape>) -> Tensor {
+        let y = self.moved(x, shape);
+        self.ledger.work().other_flop += y.shape().count() as u64;
+        y
+    }
+}
+
+impl Backend for DryRun {
+    fn name(&self) -> &'static str {
+        "dry-run"
+    }
+
+    fn upload(self: Arc<Self>, shape: Shape, _: Vec<f32>) -> Tensor {
+        Tensor::new(shape, self.buffer(shape), self)
+    }
+
+    /// Zeros: there is nothing to give back.
+    fn download(&self, x: &Tensor) -> Vec<f32> {
+        vec![0.0; x.shape().count()]
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>) -> Tensor {
+        let y = self.moved(x, x.shape().with_last(weight.out_features()));
+        self.ledger.work().linear_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
+        y
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, _: &Tensor, _: f32, mask: Mask<'_>) -> Tensor {
+        let [lq, heads, d] = [q.shape()[0], q.shape()[1], q.shape()[2]];
+        let pairs = if matches!(mask, Mask::Causal) { lq * (lq + 1) / 2 } else { lq * k.shape()[0] };
+        self.ledger.work().attention_flop += 4 * (pairs * heads * d) as u64;
+        self.moved(q, q.shape())
+    }
+
+    fn conv2d(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
+        let y = self.moved(x, padding.output(x.shape(), weight.shape(), stride));
+        self.ledger.work().conv_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
+        y
+    }
+
+    fn layer_norm(&self, x: &Tensor, _: f32) -> Tensor {
+        self.computed(x, x.shape())
+    }
+
+    fn rms_norm(&self, x: &Tensor, _: &Tensor, _: f32) -> Tensor {
+        self.computed(x, x.shape())
+    }
+
+    fn group_norm(&self, x: &Tensor, _: usize, _: &Tensor, _: &Tensor, _: f32) -> Tensor {
+        self.computed(x, x.shape())
+    }
+
+    fn unary(&self, x: &Tensor, _: Unary) -> Tensor {
+        self.computed(x, x.shape())
+    }
+
+    fn binary(&self, a: &Tensor, _: &Tensor, _: Binary) -> Tensor {
+        self.computed(a, a.shape())
+    }
+
+    fn rope(&self, x: &Tensor, _: &Tensor) -> Tensor {
+        self.computed(x, x.shape())
+    }
+
+    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor {
+        self.upload([ids.len(), table.row_len()].into(), Vec::new())
+    }
+
+    fn concat(&self, parts: &[&Tensor], axis: usize) -> Tensor {
+        self.moved(parts[0], parts[0].shape().with(axis, parts.iter().map(|p| p.shape()[axis]).sum()))
+    }
+
+    fn slice(&self, x: &Tensor, axis: usize, _: usize, len: usize) -> Tensor {
+        self.moved(x, x.shape().with(axis, len))
+    }
+
+    fn permute(&self, x: &Tensor, axes: &[usize]) -> Tensor {
+        let extents: Vec<usize> = axes.iter().map(|&axis| x.shape()[axis]).collect();
+        self.moved(x, Shape::new(&extents))
+    }
+
+    fn upsample_nearest_2x(&self, x: &Tensor) -> Tensor {
+        self.moved(x, [2 * x.shape()[0], 2 * x.shape()[1], x.shape()[2]])
+    }
+
+    // Fused: one result each, as the cpu backend has it.
+
+    fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, _: Unary) -> Tensor {
+        let y = self.linear(x, weight, bias);
+        self.ledger.work().other_flop += y.shape().count() as u64;
+        y
+    }
+
+    fn linear_gated_add(&self, _: &Tensor, _: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
+        let y = self.linear(x, weight, bias);
+        self.ledger.work().other_flop += 2 * y.shape().count() as u64;
+        y
+    }
+
+    fn modulated_norm(&self, x: &Tensor, _: &Tensor, _: &Tensor, _: f32) -> Tensor {
+        self.computed(x, x.shape())
+    }
+
+    fn add_scaled(&self, y: &Tensor, _: f32, _: &Tensor) -> Tensor {
+        self.computed(y, y.shape())
+    }
+
+    fn qk_norm_rope(&self, x: &Tensor, _: usize, heads: usize, weight: &Tensor, _: &Tensor, _: f32) -> Tensor {
+        self.computed(x, [x.shape()[0], heads, weight.shape()[0]])
+    }
+
+    fn group_norm_silu(&self, x: &Tensor, _: usize, _: &Tensor, _: &Tensor, _: f32) -> Tensor {
+        self.computed(x, x.shape())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Bytes, DType, Precision, Rows};
+
+    #[test]
+    fn a_layer_of_twelve_thousand_features_costs_nothing_to_count() {
+        let dry = DryRun::new();
+        let backend: Arc<dyn Backend> = dry.clone();
+        let rows = Rows { count: 12288, dtype: DType::BF16, scale: 1.0, bytes: Bytes::Absent(12288 * 3072 * 2) };
+        let weight = Weight::new([12288, 3072], vec![rows], Precision::BF16);
+        let x = Tensor::from_vec(&backend, [0, 3072], Vec::new());
+        assert_eq!(x.linear(&weight, None).shape(), [0, 12288].into());
+        let x = dry.clone().upload([4608, 3072].into(), Vec::new());
+        dry.reset();
+        let y = x.linear_unary(&weight, None, Unary::GeluTanh).slice(1, 0, 64).slice(1, 0, 64);
+        let work = dry.report();
+        assert_eq!(work.linear_flop, 2 * 4608 * 3072 * 12288);
+        assert_eq!(work.peak_bytes, 4 * 4608 * (3072 + 12288 + 64));
+        assert_eq!(work.live_bytes, 4 * 4608 * (3072 + 64));
+        drop((x, y));
+        assert_eq!(dry.report().live_bytes, 0);
+    }
+
+    #[test]
+    fn keys_behind_a_causal_mask_are_free() {
+        let dry = DryRun::new();
+        let q = dry.clone().upload([5, 2, 8].into(), Vec::new());
+        q.attention(&q, &q, 1.0, Mask::Causal);
+        assert_eq!(dry.report().attention_flop, 4 * 15 * 2 * 8);
+        q.attention(&q, &q, 1.0, Mask::None);
+        assert_eq!(dry.report().attention_flop, 4 * (15 + 25) * 2 * 8);
+    }
+}
