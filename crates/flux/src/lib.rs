@@ -3,6 +3,11 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+mod nn;
 pub mod safety;
+pub mod text;
+pub mod transformer;
+pub mod vae;
+pub mod weights;
 
 pub use error::{Error, Result};

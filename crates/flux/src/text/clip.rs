@@ -1,0 +1,273 @@
+//! CLIP's text tower: token ids in, hidden states out; FLUX uses one vector of it, the state at the first end token.
+//!
+//! Source: `transformers` `CLIPTextModel` (ViT-L/14's text half). Pre-norm blocks, causal, learned positions. The pooled
+//! vector has no projection.
+
+use tensor::{Mask, Tensor, Unary, Weight};
+
+use crate::{
+    error::{Error, Result},
+    nn::Linear,
+    weights::Weights,
+};
+
+/// Sizes of the tower.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClipConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width inside an MLP.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Learned positions: the longest prompt in tokens.
+    pub max_position_embeddings: usize,
+    /// Rows of the token table.
+    pub vocab_size: usize,
+    /// Of every norm.
+    pub layer_norm_eps: f32,
+    /// The MLP's function.
+    pub activation: Unary,
+    /// The end token. 2 stands for an old mistake in published configurations: the largest id is the end token then.
+    pub eos_token_id: u32,
+}
+
+impl ClipConfig {
+    /// `openai/clip-vit-large-patch14`.
+    pub fn large() -> Self {
+        Self {
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            max_position_embeddings: 77,
+            vocab_size: 49408,
+            layer_norm_eps: 1e-5,
+            activation: Unary::QuickGelu,
+            eos_token_id: 49407,
+        }
+    }
+
+    /// Reads a `text_encoder/config.json`.
+    ///
+    /// # Errors
+    /// A sentence naming the key.
+    pub fn from_json(json: &str) -> std::result::Result<Self, String> {
+        #[derive(serde::Deserialize)]
+        #[serde(default)]
+        struct Raw {
+            hidden_size: usize,
+            intermediate_size: usize,
+            num_hidden_layers: usize,
+            num_attention_heads: usize,
+            max_position_embeddings: usize,
+            vocab_size: usize,
+            layer_norm_eps: f32,
+            hidden_act: String,
+            eos_token_id: Option<u32>,
+        }
+        impl Default for Raw {
+            /// `CLIPTextConfig`'s own defaults.
+            fn default() -> Self {
+                Self {
+                    hidden_size: 512,
+                    intermediate_size: 2048,
+                    num_hidden_layers: 12,
+                    num_attention_heads: 8,
+                    max_position_embeddings: 77,
+                    vocab_size: 49408,
+                    layer_norm_eps: 1e-5,
+                    hidden_act: "quick_gelu".into(),
+                    eos_token_id: None,
+                }
+            }
+        }
+        let raw: Raw = serde_json::from_str(json).map_err(|e| format!("is not a CLIP text configuration: {e}"))?;
+        if raw.num_attention_heads == 0 || !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
+            return Err(format!("has {} heads for a width of {}", raw.num_attention_heads, raw.hidden_size));
+        }
+        Ok(Self {
+            hidden_size: raw.hidden_size,
+            intermediate_size: raw.intermediate_size,
+            num_hidden_layers: raw.num_hidden_layers,
+            num_attention_heads: raw.num_attention_heads,
+            max_position_embeddings: raw.max_position_embeddings,
+            vocab_size: raw.vocab_size,
+            layer_norm_eps: raw.layer_norm_eps,
+            activation: super::activation(&raw.hidden_act)?,
+            eos_token_id: raw.eos_token_id.unwrap_or(49407),
+        })
+    }
+
+    /// Derives the sizes from a checkpoint; heads are 64 wide as in every published CLIP text tower.
+    ///
+    /// # Errors
+    /// If the file is not a CLIP text tower.
+    pub fn from_weights(weights: &Weights, origin: &std::path::Path) -> Result<Self> {
+        let prefix = prefix(weights);
+        let shape = |name: &str| {
+            weights
+                .stored_shape(&format!("{prefix}{name}"))
+                .filter(|s| s.len() == 2)
+                .ok_or_else(|| Error::file(origin, format!("is not a CLIP text encoder: it lacks '{prefix}{name}'")))
+        };
+        let tokens = shape("embeddings.token_embedding.weight")?;
+        let positions = shape("embeddings.position_embedding.weight")?;
+        let fc1 = shape("encoder.layers.0.mlp.fc1.weight")?;
+        let layers = weights.count(|i| format!("{prefix}encoder.layers.{i}.layer_norm1.weight"));
+        Ok(Self {
+            hidden_size: tokens[1],
+            intermediate_size: fc1[0],
+            num_hidden_layers: layers,
+            num_attention_heads: (tokens[1] / 64).max(1),
+            max_position_embeddings: positions[0],
+            vocab_size: tokens[0],
+            ..Self::large()
+        })
+    }
+}
+
+/// `text_model.` where the file has it: older and newer files differ.
+fn prefix(weights: &Weights) -> &'static str {
+    if weights.has("text_model.embeddings.token_embedding.weight") { "text_model." } else { "" }
+}
+
+/// The tower.
+#[derive(Debug)]
+pub struct Clip {
+    config: ClipConfig,
+    token_embedding: Weight,
+    position_embedding: Weight,
+    layers: Vec<Layer>,
+    final_layer_norm: Affine,
+}
+
+/// What the tower says about a prompt.
+#[derive(Debug)]
+pub struct ClipStates {
+    /// `[tokens, width]`, after the final norm.
+    pub last_hidden_state: Tensor,
+    /// The state at the first end token, `[1, width]`.
+    pub pooled: Tensor,
+}
+
+impl Clip {
+    /// Takes the parameters from `weights`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another size.
+    pub fn load(config: ClipConfig, weights: &Weights) -> Result<Self> {
+        let p = prefix(weights);
+        let d = config.hidden_size;
+        let embedding = |name: &str, rows: usize| weights.matrix(&format!("{p}embeddings.{name}.weight"), rows, d);
+        Ok(Self {
+            token_embedding: embedding("token_embedding", config.vocab_size)?,
+            position_embedding: embedding("position_embedding", config.max_position_embeddings)?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Layer::load(&format!("{p}encoder.layers.{i}"), &config, weights))
+                .collect::<Result<_>>()?,
+            final_layer_norm: Affine::load(&format!("{p}final_layer_norm"), &config, weights)?,
+            config,
+        })
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &ClipConfig {
+        &self.config
+    }
+
+    /// `ids`: at most `max_position_embeddings` tokens.
+    pub fn forward(&self, backend: &std::sync::Arc<dyn tensor::Backend>, ids: &[u32]) -> ClipStates {
+        let positions: Vec<u32> = (0..ids.len() as u32).collect();
+        let mut x = Tensor::embedding(backend, &self.token_embedding, ids).add(&Tensor::embedding(
+            backend,
+            &self.position_embedding,
+            &positions,
+        ));
+        for layer in &self.layers {
+            x = layer.forward(&x);
+        }
+        let last_hidden_state = self.final_layer_norm.forward(&x);
+        let pooled = last_hidden_state.slice(0, self.end_token(ids), 1);
+        ClipStates { last_hidden_state, pooled }
+    }
+
+    /// Where the first end token stands; transformers' two rules.
+    fn end_token(&self, ids: &[u32]) -> usize {
+        let end = match self.config.eos_token_id {
+            2 => ids.iter().copied().max().unwrap_or(0),
+            id => id,
+        };
+        ids.iter().position(|&id| id == end).unwrap_or(0)
+    }
+}
+
+/// `layer_norm(x) · weight + bias`.
+#[derive(Debug)]
+struct Affine {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl Affine {
+    fn load(name: &str, config: &ClipConfig, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            weight: weights.vector(&format!("{name}.weight"), config.hidden_size)?,
+            bias: weights.vector(&format!("{name}.bias"), config.hidden_size)?,
+            eps: config.layer_norm_eps,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.eps).mul(&self.weight).add(&self.bias)
+    }
+}
+
+#[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the checkpoint's names")]
+struct Layer {
+    heads: usize,
+    layer_norm1: Affine,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: Affine,
+    fc1: Linear,
+    fc2: Linear,
+    activation: Unary,
+}
+
+impl Layer {
+    fn load(name: &str, config: &ClipConfig, weights: &Weights) -> Result<Self> {
+        let d = config.hidden_size;
+        let attention = |proj: &str| weights.linear(&format!("{name}.self_attn.{proj}"), d, d);
+        Ok(Self {
+            heads: config.num_attention_heads,
+            layer_norm1: Affine::load(&format!("{name}.layer_norm1"), config, weights)?,
+            q_proj: attention("q_proj")?,
+            k_proj: attention("k_proj")?,
+            v_proj: attention("v_proj")?,
+            out_proj: attention("out_proj")?,
+            layer_norm2: Affine::load(&format!("{name}.layer_norm2"), config, weights)?,
+            fc1: weights.linear(&format!("{name}.mlp.fc1"), config.intermediate_size, d)?,
+            fc2: weights.linear(&format!("{name}.mlp.fc2"), d, config.intermediate_size)?,
+            activation: config.activation,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let [tokens, d] = [x.shape()[0], x.shape()[1]];
+        let head_dim = d / self.heads;
+        let h = self.layer_norm1.forward(x);
+        let [q, k, v] =
+            [&self.q_proj, &self.k_proj, &self.v_proj].map(|p| p.forward(&h).reshape([tokens, self.heads, head_dim]));
+        let attention = q.attention(&k, &v, (head_dim as f32).sqrt().recip(), Mask::Causal).reshape([tokens, d]);
+        let x = x.add(&self.out_proj.forward(&attention));
+        let h = self.fc1.then(&self.layer_norm2.forward(&x), self.activation);
+        x.add(&self.fc2.forward(&h))
+    }
+}

@@ -1,0 +1,211 @@
+//! The blocks, as in BFL's `layers.py`. `d` is the hidden size; `vec` arrives as silu(vec), `[1, d]`.
+//!
+//! Text stands before the picture in the joint attention; queries and keys are normed per head, then rotated.
+
+use tensor::{Mask, Tensor, Unary};
+
+use super::FluxConfig;
+use crate::{error::Result, nn::Linear, weights::Weights};
+
+/// Of every norm in the transformer.
+const EPS: f32 = 1e-6;
+
+/// One affine change of a normed stream and the gate of the branch that follows; each `[d]`.
+struct Modulation {
+    shift: Tensor,
+    scale: Tensor,
+    gate: Tensor,
+}
+
+impl Modulation {
+    /// `lin(vec)` cut into `N` modulations of (shift, scale, gate).
+    fn compute<const N: usize>(lin: &Linear, vec: &Tensor) -> [Self; N] {
+        let all = lin.forward(vec);
+        let d = all.shape().last() / (3 * N);
+        let part = |i: usize| all.slice(1, i * d, d).reshape([d]);
+        std::array::from_fn(|n| Self { shift: part(3 * n), scale: part(3 * n + 1), gate: part(3 * n + 2) })
+    }
+
+    fn norm(&self, x: &Tensor) -> Tensor {
+        x.modulated_norm(&self.shift, &self.scale, EPS)
+    }
+}
+
+/// Scales of the per-head RMS norms of queries and keys; each `[head_dim]`.
+#[derive(Debug)]
+struct QkNorm {
+    query_norm: Tensor,
+    key_norm: Tensor,
+}
+
+impl QkNorm {
+    fn load(name: &str, head_dim: usize, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            query_norm: weights.vector(&format!("{name}.query_norm.scale"), head_dim)?,
+            key_norm: weights.vector(&format!("{name}.key_norm.scale"), head_dim)?,
+        })
+    }
+
+    /// The first 3·d columns of `x [L, ≥ 3·d]` as queries, keys and values `[L, heads, head_dim]`.
+    fn split(&self, x: &Tensor, heads: usize, angles: &Tensor) -> Qkv {
+        let head_dim = self.query_norm.shape()[0];
+        let d = heads * head_dim;
+        Qkv {
+            q: x.qk_norm_rope(0, heads, &self.query_norm, angles, EPS),
+            k: x.qk_norm_rope(d, heads, &self.key_norm, angles, EPS),
+            v: x.slice(1, 2 * d, d).reshape([x.shape()[0], heads, head_dim]),
+        }
+    }
+}
+
+struct Qkv {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Qkv {
+    /// Text tokens before picture tokens.
+    fn join(txt: &Self, img: &Self) -> Self {
+        let join = |a: &Tensor, b: &Tensor| Tensor::concat(&[a, b], 0);
+        Self { q: join(&txt.q, &img.q), k: join(&txt.k, &img.k), v: join(&txt.v, &img.v) }
+    }
+
+    /// Every token sees every other: → `[L, d]`.
+    fn attention(&self) -> Tensor {
+        let [tokens, heads, head_dim] = [0, 1, 2].map(|axis| self.q.shape()[axis]);
+        let scale = (head_dim as f32).sqrt().recip();
+        self.q.attention(&self.k, &self.v, scale, Mask::None).reshape([tokens, heads * head_dim])
+    }
+}
+
+/// One stream (picture or text) of a double block.
+#[derive(Debug)]
+struct Stream {
+    r#mod: Linear,
+    qkv: Linear,
+    norm: QkNorm,
+    proj: Linear,
+    mlp_0: Linear,
+    mlp_2: Linear,
+}
+
+impl Stream {
+    /// `name` is `double_blocks.N.img` or `double_blocks.N.txt`.
+    fn load(name: &str, config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        let d = config.hidden_size();
+        let mlp = config.mlp_hidden();
+        Ok(Self {
+            r#mod: weights.linear(&format!("{name}_mod.lin"), 6 * d, d)?,
+            qkv: weights.linear(&format!("{name}_attn.qkv"), 3 * d, d)?,
+            norm: QkNorm::load(&format!("{name}_attn.norm"), config.head_dim, weights)?,
+            proj: weights.linear(&format!("{name}_attn.proj"), d, d)?,
+            mlp_0: weights.linear(&format!("{name}_mlp.0"), mlp, d)?,
+            mlp_2: weights.linear(&format!("{name}_mlp.2"), d, mlp)?,
+        })
+    }
+
+    /// The two residual branches after attention: `x [L, d]`, `attention [L, d]`.
+    fn finish(&self, x: &Tensor, attention: &Tensor, [first, second]: &[Modulation; 2]) -> Tensor {
+        let x = self.proj.gated_add(x, &first.gate, attention);
+        let hidden = self.mlp_0.then(&second.norm(&x), Unary::GeluTanh);
+        self.mlp_2.gated_add(&x, &second.gate, &hidden)
+    }
+}
+
+/// Picture and text keep their own weights and meet in attention.
+#[derive(Debug)]
+pub(super) struct DoubleStreamBlock {
+    heads: usize,
+    img: Stream,
+    txt: Stream,
+}
+
+impl DoubleStreamBlock {
+    pub(super) fn load(name: &str, config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            heads: config.num_heads,
+            img: Stream::load(&format!("{name}.img"), config, weights)?,
+            txt: Stream::load(&format!("{name}.txt"), config, weights)?,
+        })
+    }
+
+    /// `img [Li, d]`, `txt [Lt, d]`, `angles [Lt + Li, head_dim/2, 2]` → (img, txt).
+    pub(super) fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, angles: &Tensor) -> (Tensor, Tensor) {
+        let [img_tokens, txt_tokens] = [img.shape()[0], txt.shape()[0]];
+        let img_mod = Modulation::compute::<2>(&self.img.r#mod, vec);
+        let txt_mod = Modulation::compute::<2>(&self.txt.r#mod, vec);
+
+        let img_qkv = self.img.qkv.forward(&img_mod[0].norm(img));
+        let txt_qkv = self.txt.qkv.forward(&txt_mod[0].norm(txt));
+        let attention = Qkv::join(
+            &self.txt.norm.split(&txt_qkv, self.heads, &angles.slice(0, 0, txt_tokens)),
+            &self.img.norm.split(&img_qkv, self.heads, &angles.slice(0, txt_tokens, img_tokens)),
+        )
+        .attention();
+
+        let img = self.img.finish(img, &attention.slice(0, txt_tokens, img_tokens), &img_mod);
+        let txt = self.txt.finish(txt, &attention.slice(0, 0, txt_tokens), &txt_mod);
+        (img, txt)
+    }
+}
+
+/// One stream of text and picture; attention and MLP side by side on the same input.
+#[derive(Debug)]
+pub(super) struct SingleStreamBlock {
+    heads: usize,
+    hidden_size: usize,
+    linear1: Linear,
+    linear2: Linear,
+    norm: QkNorm,
+    modulation: Linear,
+}
+
+impl SingleStreamBlock {
+    pub(super) fn load(name: &str, config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        let d = config.hidden_size();
+        let mlp = config.mlp_hidden();
+        Ok(Self {
+            heads: config.num_heads,
+            hidden_size: d,
+            linear1: weights.linear(&format!("{name}.linear1"), 3 * d + mlp, d)?,
+            linear2: weights.linear(&format!("{name}.linear2"), d, d + mlp)?,
+            norm: QkNorm::load(&format!("{name}.norm"), config.head_dim, weights)?,
+            modulation: weights.linear(&format!("{name}.modulation.lin"), 3 * d, d)?,
+        })
+    }
+
+    /// `x [L, d]` → `[L, d]`.
+    pub(super) fn forward(&self, x: &Tensor, vec: &Tensor, angles: &Tensor) -> Tensor {
+        let [modulation] = Modulation::compute::<1>(&self.modulation, vec);
+        let fused = self.linear1.forward(&modulation.norm(x)); // q | k | v | mlp
+        let attention = self.norm.split(&fused, self.heads, angles).attention();
+        let mlp = fused.slice(1, 3 * self.hidden_size, fused.shape()[1] - 3 * self.hidden_size).unary(Unary::GeluTanh);
+        self.linear2.gated_add(x, &modulation.gate, &Tensor::concat(&[&attention, &mlp], 1))
+    }
+}
+
+/// The last modulation and the way back to latents.
+#[derive(Debug)]
+pub(super) struct LastLayer {
+    linear: Linear,
+    adaln_modulation_1: Linear,
+}
+
+impl LastLayer {
+    pub(super) fn load(name: &str, config: &FluxConfig, weights: &Weights) -> Result<Self> {
+        let d = config.hidden_size();
+        Ok(Self {
+            linear: weights.linear(&format!("{name}.linear"), config.out_channels, d)?,
+            adaln_modulation_1: weights.linear(&format!("{name}.adaLN_modulation.1"), 2 * d, d)?,
+        })
+    }
+
+    /// `[Li, d]` → `[Li, out_channels]`.
+    pub(super) fn forward(&self, x: &Tensor, vec: &Tensor) -> Tensor {
+        let modulation = self.adaln_modulation_1.forward(vec);
+        let d = modulation.shape()[1] / 2;
+        let [shift, scale] = [0, d].map(|start| modulation.slice(1, start, d).reshape([d])); // BFL's order: shift first
+        self.linear.forward(&x.modulated_norm(&shift, &scale, EPS))
+    }
+}

@@ -1,0 +1,368 @@
+//! A checkpoint: the tensors of one file, or of several shards, by name; and [`Weights`], a model's view of it.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use tensor::{Backend, Bytes, DType, MappedFile, Precision, Rows, Shape, Tensor, Weight};
+
+use super::{
+    Naming,
+    names::{Half, Piece},
+    safetensors::{Entry, Header},
+};
+use crate::{
+    error::{Error, Result},
+    nn::{Conv2d, Linear},
+};
+
+/// The tensors of one file or of the shards of one model.
+#[derive(Debug, Default)]
+pub struct Checkpoint {
+    origin: PathBuf,
+    files: Vec<Bytes>,
+    tensors: BTreeMap<String, (usize, Entry)>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Maps one safetensors file, or all shards that a `….safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming the file and what is wrong with it.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.extension().is_some_and(|e| e == "json") {
+            return Self::open_shards(path);
+        }
+        let mut checkpoint = Self { origin: path.to_owned(), ..Self::default() };
+        checkpoint.add_file(path)?;
+        Ok(checkpoint)
+    }
+
+    /// A checkpoint embedded in the program.
+    ///
+    /// # Errors
+    /// As for a file.
+    pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        let mut checkpoint = Self { origin: name.into(), ..Self::default() };
+        checkpoint.add(Path::new(name), Bytes::Static(bytes))?;
+        Ok(checkpoint)
+    }
+
+    fn open_shards(index: &Path) -> Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Index {
+            weight_map: BTreeMap<String, String>,
+        }
+        let text = std::fs::read(index).map_err(|e| Error::file(index, e.to_string()))?;
+        let parsed: Index = serde_json::from_slice(&text)
+            .map_err(|e| Error::file(index, format!("is not an index of shards ('weight_map' expected): {e}")))?;
+        let mut shards: Vec<&String> = parsed.weight_map.values().collect();
+        shards.sort();
+        shards.dedup();
+        let mut checkpoint = Self { origin: index.to_owned(), ..Self::default() };
+        let folder = index.parent().unwrap_or(Path::new(""));
+        for shard in shards {
+            if Path::new(shard).components().count() != 1 {
+                return Err(Error::file(index, format!("names the shard '{shard}', which is not a file beside it")));
+            }
+            let path = folder.join(shard);
+            if !path.exists() {
+                let problem = format!("is missing, but '{}' needs it; hint: download it again", index.display());
+                return Err(Error::file(path, problem));
+            }
+            checkpoint.add_file(&path)?;
+        }
+        for (name, shard) in &parsed.weight_map {
+            if !checkpoint.tensors.contains_key(name) {
+                return Err(Error::file(folder.join(shard), format!("lacks '{name}', which the index promises")));
+            }
+        }
+        Ok(checkpoint)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        if path.is_dir() {
+            return Err(Error::file(path, "is a folder, a weights file was expected"));
+        }
+        let length = std::fs::metadata(path).map_err(|e| Error::file(path, e.to_string()))?.len();
+        if length == 0 {
+            return Err(Error::file(path, "is empty; hint: download it again"));
+        }
+        let file = MappedFile::open(path).map_err(|e| Error::file(path, e.to_string()))?;
+        let length = file.bytes().len();
+        self.add(path, Bytes::Mapped(file, 0..length))
+    }
+
+    fn add(&mut self, path: &Path, bytes: Bytes) -> Result<()> {
+        let header = Header::parse(bytes.get()).map_err(|e| Error::file(path, e.to_string()))?;
+        let file = self.files.len();
+        self.files.push(bytes);
+        self.metadata.extend(header.metadata);
+        for (name, entry) in header.tensors {
+            if self.tensors.contains_key(&name) {
+                return Err(Error::file(path, format!("holds '{name}', which another shard holds too")));
+            }
+            self.tensors.insert(name, (file, entry));
+        }
+        Ok(())
+    }
+
+    /// The file (or index) it came from.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// Names and entries, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, &Entry)> {
+        self.tensors.iter().map(|(name, (_, entry))| (name.as_str(), entry))
+    }
+
+    /// The entry of one tensor.
+    pub fn entry(&self, name: &str) -> Option<&Entry> {
+        self.tensors.get(name).map(|(_, entry)| entry)
+    }
+
+    /// A `__metadata__` string of the header.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// The bytes of one tensor.
+    fn bytes(&self, name: &str) -> Option<(Bytes, &Entry)> {
+        let (file, entry) = self.tensors.get(name)?;
+        Some((self.files[*file].slice(entry.bytes.clone()), entry))
+    }
+}
+
+/// Where a model's tensors come from.
+#[derive(Clone, Debug)]
+enum Source {
+    Checkpoint {
+        checkpoint: Arc<Checkpoint>,
+        prefix: String,
+        naming: Naming,
+    },
+    /// Nothing is there: every tensor asked for exists, in this format and of the size asked for.
+    Planned(DType),
+}
+
+/// A model's view of a checkpoint: tensors by the engine's names, checked against the sizes the model expects.
+#[derive(Debug)]
+pub struct Weights {
+    source: Source,
+    backend: Arc<dyn Backend>,
+    precision: Precision,
+    bytes: Cell<u64>,
+    parameters: Cell<u64>,
+}
+
+impl Weights {
+    /// The tensors of `checkpoint` whose names begin with `prefix`, translated by `naming`.
+    pub fn new(
+        checkpoint: Arc<Checkpoint>,
+        prefix: &str,
+        naming: Naming,
+        backend: Arc<dyn Backend>,
+        precision: Precision,
+    ) -> Self {
+        Self::from_source(Source::Checkpoint { checkpoint, prefix: prefix.to_owned(), naming }, backend, precision)
+    }
+
+    /// Tensors of every name and size without any bytes, for planning.
+    pub fn planned(dtype: DType, backend: Arc<dyn Backend>) -> Self {
+        Self::from_source(Source::Planned(dtype), backend, Precision::F32)
+    }
+
+    fn from_source(source: Source, backend: Arc<dyn Backend>, precision: Precision) -> Self {
+        Self { source, backend, precision, bytes: Cell::new(0), parameters: Cell::new(0) }
+    }
+
+    /// The backend on which small tensors (biases, norms) are put.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// The arithmetic of the products.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Bytes of all tensors taken so far.
+    pub fn bytes_taken(&self) -> u64 {
+        self.bytes.get()
+    }
+
+    /// Elements of all tensors taken so far.
+    pub fn parameters_taken(&self) -> u64 {
+        self.parameters.get()
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Planned(_) => true,
+            Source::Checkpoint { checkpoint, prefix, naming } => {
+                naming.pieces(name).iter().all(|p| checkpoint.entry(&format!("{prefix}{}", p.name)).is_some())
+            }
+        }
+    }
+
+    /// How many tensors of a numbered series there are: `name(0)`, `name(1)`, …
+    pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
+        const MOST: usize = 1 << 16;
+        (0..MOST).take_while(|&i| self.has(&name(i))).count()
+    }
+
+    /// A matrix `[out, in]`.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it is missing, of another size, or in a format no weight can have.
+    pub fn matrix(&self, name: &str, out: usize, features: usize) -> Result<Weight> {
+        self.weight(name, [out, features].into())
+    }
+
+    /// A linear layer `name.weight [out, in]` with `name.bias [out]`.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn linear(&self, name: &str, out: usize, features: usize) -> Result<Linear> {
+        let weight = self.matrix(&format!("{name}.weight"), out, features)?;
+        Ok(Linear { weight, bias: Some(self.vector(&format!("{name}.bias"), out)?) })
+    }
+
+    /// A convolution `name.weight [out, in, k, k]` with `name.bias [out]`.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn conv2d(&self, name: &str, out: usize, channels: usize, kernel: usize) -> Result<Conv2d> {
+        let weight = self.weight(&format!("{name}.weight"), [out, channels, kernel, kernel].into())?;
+        let bias = format!("{name}.bias");
+        let bias = if self.has(&bias) { Some(self.vector(&bias, out)?) } else { None };
+        Ok(Conv2d { weight, bias })
+    }
+
+    /// A small tensor of `len` elements as f32 on the backend.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+        let weight = self.weight(name, [len].into())?;
+        let values = if matches!(self.source, Source::Planned(_)) { vec![0.0; len] } else { weight.to_f32() };
+        Ok(Tensor::from_vec(&self.backend, [len], values))
+    }
+
+    fn weight(&self, name: &str, shape: Shape) -> Result<Weight> {
+        let rows = match &self.source {
+            Source::Planned(dtype) => {
+                let bytes = Bytes::Absent(dtype.bytes(shape.count()));
+                vec![Rows { count: shape[0], dtype: *dtype, scale: 1.0, bytes }]
+            }
+            Source::Checkpoint { checkpoint, prefix, naming } => {
+                let pieces = naming.pieces(name);
+                let row = shape.count() / shape[0].max(1);
+                let mut rows = Vec::with_capacity(pieces.len());
+                for piece in &pieces {
+                    rows.push(read_piece(checkpoint, &format!("{prefix}{}", piece.name), piece, row)?);
+                }
+                let total: usize = rows.iter().map(|r| r.count).sum();
+                if total != shape[0] {
+                    return Err(wrong_size(checkpoint, prefix, &pieces, shape));
+                }
+                rows
+            }
+        };
+        self.bytes.set(self.bytes.get() + rows.iter().map(|r| r.bytes.len() as u64).sum::<u64>());
+        self.parameters.set(self.parameters.get() + shape.count() as u64);
+        Ok(Weight::new(shape, rows, self.precision))
+    }
+
+    /// The extents of a tensor as stored, for deriving a configuration; `None` where it is missing.
+    pub fn stored_shape(&self, name: &str) -> Option<Vec<usize>> {
+        match &self.source {
+            Source::Planned(_) => None,
+            Source::Checkpoint { checkpoint, prefix, naming } => {
+                let pieces = naming.pieces(name);
+                let mut shape: Option<Vec<usize>> = None;
+                for piece in &pieces {
+                    let entry = checkpoint.entry(&format!("{prefix}{}", piece.name))?;
+                    let count = entry.shape.first().copied().unwrap_or(1) / if piece.half.is_some() { 2 } else { 1 };
+                    match &mut shape {
+                        None => {
+                            let mut first = entry.shape.clone();
+                            if let Some(rows) = first.first_mut() {
+                                *rows = count;
+                            }
+                            shape = Some(first);
+                        }
+                        Some(shape) => shape[0] += count,
+                    }
+                }
+                shape
+            }
+        }
+    }
+}
+
+/// One tensor of a file (or half of its rows) as rows of `row` elements each.
+fn read_piece(checkpoint: &Checkpoint, name: &str, piece: &Piece, row: usize) -> Result<Rows> {
+    let Some((bytes, entry)) = checkpoint.bytes(name) else {
+        return Err(Error::file(checkpoint.origin(), format!("lacks the tensor '{name}'")));
+    };
+    let Some(dtype) = entry.weight_dtype() else {
+        let problem = format!("stores '{name}' as {}; expected F32, F16, BF16, F8_E4M3 or F8_E5M2", entry.dtype);
+        return Err(Error::file(checkpoint.origin(), problem));
+    };
+    let elements: usize = entry.shape.iter().product();
+    if row == 0 || !elements.is_multiple_of(row) || (row > 1 && entry.shape.iter().skip(1).product::<usize>() != row) {
+        let problem = format!("has '{name}' of shape {:?}; rows of {row} elements were expected", entry.shape);
+        return Err(Error::file(checkpoint.origin(), problem));
+    }
+    let scale = scale(checkpoint, name, dtype)?;
+    let count = elements / row;
+    let rows = Rows { count, dtype, scale, bytes };
+    let Some(half) = piece.half else { return Ok(rows) };
+    let middle = rows.bytes.len() / 2;
+    let range = match half {
+        Half::First => 0..middle,
+        Half::Second => middle..rows.bytes.len(),
+    };
+    Ok(Rows { count: count / 2, bytes: rows.bytes.slice(range), ..rows })
+}
+
+/// The scale of an fp8 tensor: `X.scale_weight` (ComfyUI's first spelling) or `X.weight_scale` (its second) beside `X.weight`.
+///
+/// Ignoring them gives white pictures.
+fn scale(checkpoint: &Checkpoint, name: &str, dtype: DType) -> Result<f32> {
+    let Some(layer) = name.strip_suffix(".weight") else { return Ok(1.0) };
+    if !matches!(dtype, DType::F8E4M3 | DType::F8E5M2) {
+        return Ok(1.0);
+    }
+    for scale in [format!("{layer}.scale_weight"), format!("{layer}.weight_scale")] {
+        let Some((bytes, entry)) = checkpoint.bytes(&scale) else { continue };
+        let one = entry.shape.iter().product::<usize>() == 1;
+        let (true, Some(dtype)) = (one, entry.weight_dtype()) else {
+            let problem =
+                format!("has '{scale}' of shape {:?} and dtype {}; one number was expected", entry.shape, entry.dtype);
+            return Err(Error::file(checkpoint.origin(), problem));
+        };
+        let mut value = [0.0];
+        dtype.decode(bytes.get(), &mut value);
+        return Ok(value[0]);
+    }
+    Ok(1.0)
+}
+
+fn wrong_size(checkpoint: &Checkpoint, prefix: &str, pieces: &[Piece], shape: Shape) -> Error {
+    let found: Vec<String> = pieces
+        .iter()
+        .filter_map(|p| {
+            let name = format!("{prefix}{}", p.name);
+            checkpoint.entry(&name).map(|e| format!("'{name}' {:?}", e.shape))
+        })
+        .collect();
+    Error::file(checkpoint.origin(), format!("has {}; {shape} was expected", found.join(" + ")))
+}

@@ -1,0 +1,10 @@
+//! Where a model's tensors come from: files stay memory-mapped, names are translated, shapes are checked on the way in.
+//!
+//! Inside the engine every tensor has the name of BFL's checkpoints (FLUX, autoencoder) or of Hugging Face's (T5, CLIP).
+
+pub mod checkpoint;
+pub mod names;
+pub mod safetensors;
+
+pub use checkpoint::{Checkpoint, Weights};
+pub use names::Naming;
