@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod noise;
 pub mod safety;
+pub mod schedule;
 
 pub use error::{Error, Result};
