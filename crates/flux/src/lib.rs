@@ -4,7 +4,9 @@
 
 pub mod error;
 mod nn;
+pub mod noise;
 pub mod safety;
+pub mod schedule;
 pub mod text;
 pub mod transformer;
 pub mod vae;

@@ -2,9 +2,11 @@
 //!
 //! Inside the engine every tensor has the name of BFL's checkpoints (FLUX, autoencoder) or of Hugging Face's (T5, CLIP).
 
-pub mod checkpoint;
-pub mod names;
+mod checkpoint;
+mod detect;
+mod names;
 pub mod safetensors;
 
 pub use checkpoint::{Checkpoint, Weights};
-pub use names::Naming;
+pub use detect::{Component, Detected, detect};
+pub use names::{Half, Naming, Piece};

@@ -1,0 +1,102 @@
+//! What a checkpoint holds, told from its tensors' names: which components, under which prefix, in whose naming.
+
+use super::{Checkpoint, Naming};
+
+/// A part of a text-to-image model, or something related that people keep beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Component {
+    /// FLUX's transformer; ComfyUI: diffusion model, unet.
+    Transformer,
+    /// The autoencoder.
+    Vae,
+    /// CLIP-L's text tower.
+    ClipL,
+    /// T5's encoder.
+    T5,
+    /// TAEF1's decoder, for previews.
+    TinyDecoder,
+    /// TAEF1's encoder.
+    TinyEncoder,
+}
+
+impl Component {
+    /// The name used in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Transformer => "transformer",
+            Self::Vae => "autoencoder (vae)",
+            Self::ClipL => "CLIP-L text encoder",
+            Self::T5 => "T5 text encoder",
+            Self::TinyDecoder => "tiny decoder (taef1)",
+            Self::TinyEncoder => "tiny encoder (taef1)",
+        }
+    }
+}
+
+/// A component found in a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Detected {
+    /// What it is.
+    pub component: Component,
+    /// What the names of its tensors begin with.
+    pub prefix: String,
+    /// How the rest of the names is spelt.
+    pub naming: Naming,
+}
+
+/// All components of a checkpoint, each once.
+pub fn detect(checkpoint: &Checkpoint) -> Vec<Detected> {
+    let has = |prefix: &str, name: &str| checkpoint.entry(&format!("{prefix}{name}")).is_some();
+    let mut found: Vec<Detected> = Vec::new();
+    let mut add = |component, prefix: &str, naming| {
+        if !found.iter().any(|d| d.component == component) {
+            found.push(Detected { component, prefix: prefix.to_owned(), naming });
+        }
+    };
+    for prefix in ["model.diffusion_model.", "", "transformer."] {
+        if has(prefix, "distilled_guidance_layer.norms.0.scale") {
+            continue; // Chroma: FLUX's blocks without its modulations
+        }
+        let block = |double: &str, single: &str| has(prefix, double) || has(prefix, single);
+        if has(prefix, "img_in.weight")
+            && block("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight")
+        {
+            add(Component::Transformer, prefix, Naming::Same);
+        }
+        let names = ["transformer_blocks.0.attn.add_q_proj.weight", "single_transformer_blocks.0.proj_mlp.weight"];
+        if has(prefix, "x_embedder.weight") && has(prefix, "context_embedder.weight") && block(names[0], names[1]) {
+            add(Component::Transformer, prefix, Naming::FluxDiffusers);
+        }
+    }
+    for prefix in ["vae.", "first_stage_model.", ""] {
+        if has(prefix, "decoder.up.0.block.0.conv1.weight") {
+            add(Component::Vae, prefix, Naming::Same);
+        }
+        if has(prefix, "decoder.up_blocks.0.resnets.0.conv1.weight") {
+            let levels =
+                (0..16).take_while(|i| has(prefix, &format!("decoder.up_blocks.{i}.resnets.0.conv1.weight"))).count();
+            add(Component::Vae, prefix, Naming::VaeDiffusers { levels });
+        }
+    }
+    for prefix in ["text_encoders.clip_l.transformer.", "text_encoders.clip_l.", ""] {
+        if ["text_model.", ""].iter().any(|p| has(prefix, &format!("{p}embeddings.token_embedding.weight"))) {
+            add(Component::ClipL, prefix, Naming::Same);
+        }
+    }
+    for prefix in ["text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", ""] {
+        if has(prefix, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight") {
+            add(Component::T5, prefix, Naming::Same);
+        }
+    }
+    for (prefix, first) in [("taesd_decoder.", "1.weight"), ("", "1.weight"), ("", "decoder.layers.0.weight")] {
+        if has(prefix, first) && (has(prefix, "3.conv.0.weight") || has(prefix, "decoder.layers.2.conv.0.weight")) {
+            add(Component::TinyDecoder, prefix, Naming::Same);
+        }
+    }
+    for (prefix, first) in [("taesd_encoder.", "0.weight"), ("", "0.weight"), ("", "encoder.layers.0.weight")] {
+        if has(prefix, first) && (has(prefix, "1.conv.0.weight") || has(prefix, "encoder.layers.1.conv.0.weight")) {
+            add(Component::TinyEncoder, prefix, Naming::Same);
+        }
+    }
+    found
+}
