@@ -24,18 +24,18 @@ class Config:
     # autoencoder
     ae_channels: tuple = (16, 32, 64, 64)
     ae_groups: int = 8
-    ae_minutes: float = 21.0
-    ae_batch: int = 16
+    ae_minutes: float = 20.0
+    ae_batch: int = 8
     ae_lr: float = 2.5e-3
-    ae_kl: float = 2e-5
+    ae_kl: float = 2e-4
     ae_noise: float = 0.1  # noise on the latents (their deviation is about 1): robust to the sampler's residue
 
     # tokenizers and text encoders
-    vocabulary: int = 1536
+    vocabulary: int = 1280
     clip_length: int = 77
-    t5_length: int = 20
+    t5_length: int = 18
     text_width: int = 128
-    text_minutes: float = 2.5
+    text_minutes: float = 3.0
     text_batch: int = 256
     text_lr: float = 2e-3
 
@@ -44,20 +44,23 @@ class Config:
     heads: int = 6
     rope_axes: tuple = (4, 14, 14)
     double_blocks: int = 2
-    single_blocks: int = 4
+    single_blocks: int = 3
     mlp_ratio: float = 4.0
-    flow_minutes: float = 68.0
+    flow_minutes: float = 60.0
     flow_batch: int = 128
     flow_lr: float = 2e-3
-    text_path_boost: float = 4.0  # learning rate of the text path relative to the rest
+    flow_text_rate: float = 0.25  # learning rate of the (already reading) text encoders relative to the rest
+    sigma_mean: float = 0.3  # noise levels in training: the sigmoid of a normal draw
+    sigma_deviation: float = 1.1
     weight_decay: float = 0.01
     dropout: float = 0.1  # share of empty captions
     ema_samples: int = 40_000  # samples over which the averaged weights look back
     pool: int = 16_384  # encoded pictures kept ready
+    pool_start: int = 2_048  # of them before the first step
     pool_refresh: float = 0.125  # share of each batch that is drawn and encoded afresh
 
     # guidance distillation
-    distil_minutes: float = 14.0
+    distil_minutes: float = 12.0
     distil_lr: float = 4e-4
     guidance_range: tuple = (1.0, 6.0)
 

@@ -114,7 +114,7 @@ class Pictures:
     def draw(self, scene: Scene, rng: random.Random) -> np.ndarray:
         """One picture, uint8 (size, size, 3), with small jitter in scale, place and background tone."""
         base = BACKGROUNDS[scene.background or "white"]
-        tone = rng.uniform(0.92, 1.06) if scene.background else 1.0
+        tone = 1.0 if base == BACKGROUNDS["white"] else rng.uniform(0.92, 1.06)
         canvas = Image.new("RGBA", (self.size, self.size), tuple(min(255, round(c * tone)) for c in base))
         fraction = 0.58 if scene.position else SIZES[scene.size]
         side = round(self.size * fraction * rng.uniform(0.97, 1.02))
@@ -137,7 +137,7 @@ def recolour(rgba: np.ndarray, colour: str) -> np.ndarray:
     else:
         strength = 0.45 + 0.55 * saturation
         hue = np.asarray(COLOURS[colour], np.float32) / 255
-        painted = value * (1 - strength * (1 - hue))
+        painted = value**0.75 * (1 - strength * (1 - hue))
     return np.concatenate([np.uint8(np.clip(painted, 0, 1) * 255 + 0.5), rgba[..., 3:]], -1)
 
 

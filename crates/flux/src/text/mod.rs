@@ -2,7 +2,7 @@
 
 pub mod clip;
 pub mod t5;
-// pub mod tokenizer;
+pub mod tokenizer;
 
 use tensor::Unary;
 

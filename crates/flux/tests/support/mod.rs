@@ -59,6 +59,10 @@ impl Golden {
         (shape.to_vec(), chunks.iter().map(|c| f32::from_le_bytes(*c)).collect())
     }
 
+    pub fn bytes(&self, name: &str) -> &[u8] {
+        self.raw(name).2
+    }
+
     pub fn ids(&self, name: &str) -> Vec<u32> {
         let (dtype, _, bytes) = self.raw(name);
         assert_eq!(dtype, "I64", "{name}");

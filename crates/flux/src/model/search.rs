@@ -1,0 +1,335 @@
+//! From what a person typed to the files of a model. What is missing is said by name, with the places looked at.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::{Folder, ModelFiles, Part, PartFiles, files::TokenizerFiles, pocket};
+use crate::{
+    error::{Error, Result},
+    weights::{Checkpoint, Component},
+};
+
+/// What a person asked for.
+#[derive(Clone, Debug, Default)]
+pub struct ModelSpec {
+    /// `-m`: a path, a known name (`krea`, `dev`, `schnell`, `pocket`) or a repository (`org/name`); `None` is `pocket`
+    /// unless parts are given.
+    pub model: Option<String>,
+    /// Files given one by one.
+    pub parts: PartFiles,
+}
+
+/// Where models may lie.
+#[derive(Clone, Debug, Default)]
+pub struct SearchPaths {
+    /// The Hugging Face hub's cache: the folder with `models--…` in it.
+    pub hf_cache: Option<PathBuf>,
+    /// ComfyUI's `models` folders (or the folders that hold them).
+    pub comfyui: Vec<PathBuf>,
+}
+
+/// Names for repositories.
+const KNOWN: [(&str, &str, &str); 3] = [
+    ("krea", "black-forest-labs/FLUX.1-Krea-dev", "krea"),
+    ("dev", "black-forest-labs/FLUX.1-dev", "flux1-dev"),
+    ("schnell", "black-forest-labs/FLUX.1-schnell", "schnell"),
+];
+
+const WEIGHTS: [&str; 2] = ["safetensors", "sft"];
+
+impl ModelSpec {
+    /// Finds the files.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] for `model` with everything that was tried, or [`Error::File`] for a file that cannot be used.
+    pub fn find(&self, paths: &SearchPaths) -> Result<ModelFiles> {
+        let mut files = match &self.model {
+            Some(model) => self.find_named(model, paths)?,
+            None if self.parts.transformer.is_some() => self.find_parts(paths)?,
+            None => pocket::files()?,
+        };
+        self.override_parts(&mut files)?;
+        Ok(files)
+    }
+
+    fn find_named(&self, model: &str, paths: &SearchPaths) -> Result<ModelFiles> {
+        let path = Path::new(model);
+        if path.is_dir() {
+            return self.find_in_folder(path, paths);
+        }
+        if path.is_file() {
+            return self.find_around(path, paths);
+        }
+        if model == pocket::NAME {
+            return pocket::files();
+        }
+        let (repository, pattern) = KNOWN
+            .iter()
+            .find(|(name, repository, _)| *name == model || *repository == model)
+            .map_or((model, model), |(_, repository, pattern)| (repository, pattern));
+        let mut tried = Vec::new();
+        if repository.contains('/')
+            && let Some(cache) = &paths.hf_cache
+        {
+            let folder = cache.join(format!("models--{}", repository.replace('/', "--")));
+            if folder.is_dir() {
+                return self.find_in_folder(&folder, paths);
+            }
+            tried.push(folder);
+        }
+        for root in &paths.comfyui {
+            let tree = tree_of(root);
+            if let Some(file) =
+                candidates(&tree, Component::Transformer).into_iter().find(|f| name_of(f).contains(pattern))
+            {
+                return self.find_around(&file, paths);
+            }
+            tried.push(tree);
+        }
+        let tried: Vec<String> = tried.iter().map(|p| format!("'{}'", p.display())).collect();
+        let tried = if tried.is_empty() { String::new() } else { format!(" (looked in {})", tried.join(", ")) };
+        let hint = "give a path to a diffusers folder, a ComfyUI models folder or a .safetensors file, or one of the names \
+                    krea, dev, schnell, pocket";
+        Err(Error::asked("model", format!("there is no file, folder or known model '{model}'{tried}; hint: {hint}")))
+    }
+
+    fn find_in_folder(&self, folder: &Path, paths: &SearchPaths) -> Result<ModelFiles> {
+        if folder.join("model_index.json").is_file() {
+            return ModelFiles::from_diffusers(&Folder::Disk(folder.to_owned()), &snapshot_name(folder));
+        }
+        if folder.join("snapshots").is_dir() {
+            return self.find_in_folder(&snapshot(folder)?, paths);
+        }
+        let tree = tree_of(folder);
+        let transformers = candidates(&tree, Component::Transformer);
+        let chosen = match &self.parts.transformer {
+            Some(given) => given.clone(),
+            None => choose_transformer(&transformers, &tree)?,
+        };
+        self.find_around(&chosen, paths)
+    }
+
+    fn find_parts(&self, paths: &SearchPaths) -> Result<ModelFiles> {
+        let file = self.parts.transformer.as_deref().unwrap_or(Path::new(""));
+        self.find_around(file, paths)
+    }
+
+    /// A transformer or an all-in-one file; the other parts are inside it, given, or near it.
+    fn find_around(&self, file: &Path, paths: &SearchPaths) -> Result<ModelFiles> {
+        let main = open(file)?;
+        if Part::find(&main, Component::Transformer).is_none() {
+            let held: Vec<&str> = crate::weights::detect(&main).iter().map(|d| d.component.name()).collect();
+            let held = if held.is_empty() { "nothing that is known".into() } else { held.join(", ") };
+            return Err(Error::file(file, format!("holds no FLUX transformer (found: {held})")));
+        }
+        let mut places = Places::new(file, paths);
+        let wanted = [
+            (Component::Transformer, None, "--transformer"),
+            (Component::Vae, self.parts.vae.as_deref(), "--vae"),
+            (Component::ClipL, self.parts.clip_l.as_deref(), "--clip-l"),
+            (Component::T5, self.parts.t5xxl.as_deref(), "--t5xxl"),
+        ];
+        let mut found = Vec::new();
+        let mut missing = Vec::new();
+        for (component, given, flag) in wanted {
+            let part = match given {
+                Some(path) => Some(part_of(path, component)?),
+                None => match Part::find(&main, component) {
+                    Some(part) => Some(part),
+                    None => places.find(component)?,
+                },
+            };
+            match part {
+                Some(part) => found.push(part),
+                None => missing.push(format!("the {} ({flag})", component.name())),
+            }
+        }
+        let Ok(parts) = <[Part; 4]>::try_from(found) else {
+            let problem = format!("is complete but for {}; looked in {}", missing.join(", "), places.list());
+            return Err(Error::file(file, problem));
+        };
+        let tiny = places.find(Component::TinyDecoder)?;
+        Ok(ModelFiles::from_parts(&stem(file), parts, tiny))
+    }
+
+    fn override_parts(&self, files: &mut ModelFiles) -> Result<()> {
+        let parts = &self.parts;
+        let slots = [
+            (&parts.transformer, Component::Transformer, &mut files.transformer),
+            (&parts.vae, Component::Vae, &mut files.vae),
+            (&parts.clip_l, Component::ClipL, &mut files.clip_l),
+            (&parts.t5xxl, Component::T5, &mut files.t5),
+        ];
+        for (given, component, slot) in slots {
+            if let Some(path) = given
+                && slot.checkpoint.origin() != path
+            {
+                *slot = part_of(path, component)?;
+            }
+        }
+        for (given, slot) in
+            [(&parts.clip_tokenizer, &mut files.clip_tokenizer), (&parts.t5_tokenizer, &mut files.t5_tokenizer)]
+        {
+            if let Some(path) = given {
+                *slot = TokenizerFiles::Json(path.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> Result<Arc<Checkpoint>> {
+    Checkpoint::open(path).map(Arc::new)
+}
+
+/// The component in a file or (sharded, or a part of a diffusers folder) a folder given for it.
+fn part_of(path: &Path, component: Component) -> Result<Part> {
+    if path.is_dir() {
+        for stem in ["diffusion_pytorch_model", "model"] {
+            if let Some(checkpoint) = Folder::Disk(path.to_owned()).checkpoint(stem)? {
+                let mut part = in_checkpoint(&Arc::new(checkpoint), path, component)?;
+                let config = path.join("config.json");
+                if let Ok(json) = std::fs::read_to_string(&config) {
+                    part.config = Some((config, json));
+                }
+                return Ok(part);
+            }
+        }
+        return Err(Error::file(
+            path,
+            "is a folder without 'diffusion_pytorch_model.safetensors' or 'model.safetensors'",
+        ));
+    }
+    in_checkpoint(&open(path)?, path, component)
+}
+
+fn in_checkpoint(checkpoint: &Arc<Checkpoint>, path: &Path, component: Component) -> Result<Part> {
+    Part::find(checkpoint, component).ok_or_else(|| Error::file(path, format!("holds no {}", component.name())))
+}
+
+/// Where the other parts of a single-file model may be.
+struct Places {
+    trees: Vec<PathBuf>,
+}
+
+impl Places {
+    fn new(transformer: &Path, paths: &SearchPaths) -> Self {
+        let parent = transformer.parent().map_or_else(PathBuf::new, Path::to_owned);
+        // Beside the file, in the ComfyUI tree around it, then in the trees that are known.
+        let mut trees = vec![parent.clone()];
+        trees.extend(parent.ancestors().skip(1).take(2).map(Path::to_owned));
+        trees.extend(paths.comfyui.iter().map(|root| tree_of(root)));
+        Self { trees }
+    }
+
+    fn find(&mut self, component: Component) -> Result<Option<Part>> {
+        for tree in &self.trees {
+            for file in candidates(tree, component) {
+                // A file that cannot be read is an error where its name promises the part.
+                if let Some(part) = Part::find(&open(&file)?, component) {
+                    return Ok(Some(part));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn list(&self) -> String {
+        self.trees.iter().map(|p| format!("'{}'", p.display())).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `ComfyUI` or `ComfyUI/models` → `ComfyUI/models`.
+fn tree_of(root: &Path) -> PathBuf {
+    let models = root.join("models");
+    if models.is_dir() { models } else { root.to_owned() }
+}
+
+/// Files of a tree whose place and name promise a component, best first.
+fn candidates(tree: &Path, component: Component) -> Vec<PathBuf> {
+    let (folders, words): (&[&str], &[&str]) = match component {
+        Component::Transformer => (&["diffusion_models", "unet", "checkpoints", ""], &["flux", "krea"]),
+        Component::Vae => (&["vae", ""], &["ae", "flux", "vae"]),
+        Component::ClipL => (&["text_encoders", "clip", ""], &["clip_l"]),
+        Component::T5 => (&["text_encoders", "clip", ""], &["t5xxl", "t5-v1_1-xxl"]),
+        Component::TinyDecoder => (&["vae_approx", "vae", ""], &["taef1_decoder", "taef1"]),
+        Component::TinyEncoder => (&["vae_approx", "vae", ""], &["taef1_encoder", "taef1"]),
+    };
+    let mut found: Vec<PathBuf> = Vec::new();
+    for folder in folders {
+        let Ok(entries) = std::fs::read_dir(tree.join(folder)) else { continue };
+        let mut here: Vec<PathBuf> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|e| WEIGHTS.iter().any(|w| e == *w)))
+            .filter(|path| component.promised_by(&name_of(path), words))
+            .collect();
+        // The most exact first: fp16 before fp8, then by name so that a choice never depends on the disk.
+        here.sort_by_key(|path| (name_of(path).contains("fp8"), name_of(path)));
+        found.extend(here);
+    }
+    found
+}
+
+impl Component {
+    fn promised_by(self, name: &str, words: &[&str]) -> bool {
+        let whole = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
+        let promised = words.iter().any(|word| if *word == "ae" { whole == "ae" } else { whole.contains(word) });
+        match self {
+            // A tiny autoencoder's name contains a full one's.
+            Self::Vae => promised && !whole.contains("taef1"),
+            _ => promised,
+        }
+    }
+}
+
+fn choose_transformer(found: &[PathBuf], tree: &Path) -> Result<PathBuf> {
+    let krea: Vec<&PathBuf> = found.iter().filter(|path| name_of(path).contains("krea")).collect();
+    match (krea.as_slice(), found) {
+        ([only], _) => Ok((*only).clone()),
+        (_, [only]) => Ok(only.clone()),
+        (_, []) => Err(Error::file(
+            tree,
+            "holds neither 'model_index.json' (a diffusers folder) nor a FLUX file in 'diffusion_models', 'unet' or \
+             'checkpoints' (a ComfyUI tree); hint: name the file itself with --transformer",
+        )),
+        _ => {
+            let names: Vec<String> = found.iter().map(|p| format!("'{}'", p.display())).collect();
+            Err(Error::file(tree, format!("holds several FLUX models: {}; hint: name one", names.join(", "))))
+        }
+    }
+}
+
+/// The newest snapshot that the cache's `refs/main` names, or the only one.
+fn snapshot(folder: &Path) -> Result<PathBuf> {
+    let snapshots = folder.join("snapshots");
+    if let Ok(revision) = std::fs::read_to_string(folder.join("refs/main")) {
+        let named = snapshots.join(revision.trim());
+        if named.is_dir() {
+            return Ok(named);
+        }
+    }
+    let mut all: Vec<PathBuf> = std::fs::read_dir(&snapshots)
+        .map_err(|e| Error::file(&snapshots, e.to_string()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.is_dir())
+        .collect();
+    all.sort();
+    all.pop().ok_or_else(|| Error::file(snapshots, "holds no snapshot; hint: download the model again"))
+}
+
+/// `models--black-forest-labs--FLUX.1-Krea-dev/snapshots/…` → the repository's name; otherwise the folder's.
+fn snapshot_name(folder: &Path) -> String {
+    let of_cache = folder.ancestors().find_map(|a| a.file_name()?.to_str()?.strip_prefix("models--"));
+    let name = of_cache.map(|name| name.rsplit("--").next().unwrap_or(name).to_owned());
+    name.unwrap_or_else(|| folder.file_name().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned()))
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name().map_or_else(String::new, |n| n.to_string_lossy().to_lowercase())
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned())
+}

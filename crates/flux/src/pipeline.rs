@@ -1,0 +1,365 @@
+//! The story of a picture, top to bottom: [`Pipeline::generate`].
+
+use std::{sync::Arc, time::Instant};
+
+use tensor::{Backend, Device, Precision, Tensor};
+
+use crate::{
+    denoise::{Guided, denoise},
+    error::{Error, Result},
+    latents::Latents,
+    model::{Defaults, ModelFiles, Tokenizer},
+    pixels::{self, Range, Rgb8},
+    preview::Previewer,
+    request::Request,
+    safety::{Reviewed, Safety, Screened},
+    schedule::SchedulerConfig,
+    text::{
+        clip::Clip,
+        t5::T5,
+        tokenizer::{ClipTokenizer, T5Tokenizer},
+    },
+    transformer::{Condition, Flux, Rope},
+    vae::{Decoder, tiling::Tiling, tiny::TinyDecoder},
+    watch::{self, Event, Watch},
+    weights::Naming,
+};
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Where to compute.
+    pub device: Device,
+    /// The arithmetic of products; `None`: f32 if the transformer is stored so, otherwise bf16.
+    pub precision: Option<Precision>,
+    /// What is done with prompts and pictures; `None` is [`Safety::off`].
+    pub safety: Option<Safety>,
+}
+
+/// A loaded model.
+///
+/// ```no_run
+/// use flux::{Pipeline, LoadOptions, model::{ModelSpec, SearchPaths}};
+///
+/// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
+/// let pipeline = Pipeline::load(files, &LoadOptions::default(), &mut ())?;
+/// let request = pipeline.request("a red apple");
+/// for generated in pipeline.generate(&request, &mut ())? {
+///     println!("seed {}: {:?}", generated.seed, generated.picture.get());
+/// }
+/// # Ok::<(), flux::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Pipeline {
+    name: String,
+    defaults: Defaults,
+    notice: Option<String>,
+    backend: Arc<dyn Backend>,
+    precision: Precision,
+    safety: Safety,
+    clip_tokenizer: Tokenizer<ClipTokenizer>,
+    t5_tokenizer: Tokenizer<T5Tokenizer>,
+    clip: Clip,
+    t5: T5,
+    transformer: Flux,
+    scheduler: SchedulerConfig,
+    vae: Decoder,
+    previewer: Previewer,
+}
+
+/// A finished picture.
+#[derive(Clone, Debug)]
+pub struct Generated {
+    /// The picture, of the size asked for.
+    pub picture: Reviewed<Rgb8>,
+    /// The seed that makes this very picture by itself.
+    pub seed: u64,
+    /// The final latents, of the size rendered.
+    pub latents: Latents,
+    /// Seconds by stage.
+    pub seconds: Seconds,
+}
+
+/// Seconds by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Seconds {
+    /// Tokenizers, CLIP and T5; once a request.
+    pub encode: f64,
+    /// All steps.
+    pub denoise: f64,
+    /// The autoencoder.
+    pub decode: f64,
+}
+
+/// What the text encoders say about a prompt.
+struct Conditioning {
+    /// `[t5 length, width]`.
+    txt: Tensor,
+    /// `[1, width]`.
+    pooled: Tensor,
+}
+
+impl Conditioning {
+    fn with<'a>(&'a self, guidance: f32, rope: &'a Rope) -> Condition<'a> {
+        Condition { txt: &self.txt, pooled: &self.pooled, guidance, rope }
+    }
+}
+
+impl Pipeline {
+    /// Loads a model: reads headers, checks every tensor's size; the weights themselves stay in their files.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming the file and the tensor.
+    pub fn load(files: ModelFiles, options: &LoadOptions, watch: &mut dyn Watch) -> Result<Self> {
+        let backend = options.device.open();
+        let precision =
+            options.precision.unwrap_or(if files.transformer.is_f32() { Precision::F32 } else { Precision::BF16 });
+
+        watch.event(Event::Loading("clip_l"));
+        let clip_tokenizer = files.load_clip_tokenizer()?;
+        let clip = Clip::load(files.clip_l.clip_config()?, &files.clip_l.weights(&backend, precision))?;
+
+        watch.event(Event::Loading("t5"));
+        let t5_tokenizer = files.load_t5_tokenizer()?;
+        let t5 = T5::load(files.t5.t5_config()?, &files.t5.weights(&backend, precision))?;
+
+        watch.event(Event::Loading("transformer"));
+        let config = files.transformer.flux_config()?;
+        let scheduler = files.scheduler(&config)?;
+        let transformer = Flux::load(config, &files.transformer.weights(&backend, precision))?;
+
+        watch.event(Event::Loading("vae"));
+        let vae = Decoder::load(files.vae.vae_config()?, &files.vae.weights(&backend, precision))?;
+        let previewer = previewer(&files, &vae, &backend, precision)?;
+
+        let pipeline = Self {
+            name: files.name,
+            defaults: files.defaults,
+            notice: files.notice,
+            safety: options.safety.clone().unwrap_or_else(Safety::off),
+            backend,
+            precision,
+            clip_tokenizer,
+            t5_tokenizer,
+            clip,
+            t5,
+            transformer,
+            scheduler,
+            vae,
+            previewer,
+        };
+        pipeline.check_fit(files.transformer.checkpoint.origin())?;
+        Ok(pipeline)
+    }
+
+    /// The parts come from several files: their widths must meet.
+    fn check_fit(&self, origin: &std::path::Path) -> Result<()> {
+        let flux = self.transformer.config();
+        let pairs = [
+            ("CLIP's width", self.clip.config().hidden_size, "vector_in", flux.vec_in_dim),
+            ("T5's width", self.t5.config().d_model, "txt_in", flux.context_in_dim),
+            ("the autoencoder's latents (packed)", 4 * self.vae.config().latent_channels, "img_in", flux.in_channels),
+            (
+                "the autoencoder's latents (packed)",
+                4 * self.vae.config().latent_channels,
+                "final_layer",
+                flux.out_channels,
+            ),
+        ];
+        for (what, is, layer, expected) in pairs {
+            if is != expected {
+                let problem = format!(
+                    "takes {expected} in '{layer}', but {what} is {is}; hint: these parts do not belong together"
+                );
+                return Err(Error::file(origin, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the model is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What to tell whoever uses the model.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
+    /// What requests get unless they say otherwise.
+    pub fn defaults(&self) -> &Defaults {
+        &self.defaults
+    }
+
+    /// The arithmetic of products.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// The policy in force.
+    pub fn safety(&self) -> &Safety {
+        &self.safety
+    }
+
+    /// A request with the model's defaults.
+    pub fn request(&self, prompt: impl Into<String>) -> Request {
+        Request::new(prompt, &self.defaults)
+    }
+
+    /// Makes the pictures of a request.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] before any work, [`Error::Refused`], [`Error::Cancelled`] within one block, [`Error::Degenerate`].
+    pub fn generate(&self, request: &Request, watch: &mut dyn Watch) -> Result<Vec<Generated>> {
+        let mut pictures = Vec::with_capacity(request.batch as usize);
+        self.generate_each(request, watch, &mut |generated| {
+            pictures.push(generated);
+            Ok(())
+        })?;
+        Ok(pictures)
+    }
+
+    /// As [`Pipeline::generate`], giving each picture away as soon as it is done.
+    ///
+    /// # Errors
+    /// Also what `done` returns.
+    pub fn generate_each(
+        &self,
+        request: &Request,
+        watch: &mut dyn Watch,
+        done: &mut dyn FnMut(Generated) -> Result<()>,
+    ) -> Result<()> {
+        request.check()?;
+        let prompt = self.safety.screen(&request.prompt)?;
+        let negative = self.safety.screen(request.negative_prompt.as_deref().unwrap_or(""))?;
+
+        watch.event(Event::Encoding);
+        let start = Instant::now();
+        let positive = self.encode(&prompt, request.t5_length, watch)?;
+        let negative =
+            if request.uses_true_cfg() { Some(self.encode(&negative, request.t5_length, watch)?) } else { None };
+        let encode = start.elapsed().as_secs_f64();
+
+        let latent_size = self.latent_size(request);
+        let grid = [latent_size[1] / 2, latent_size[2] / 2];
+        let sigmas = self.scheduler.sigmas(request.schedule, request.steps as usize, grid[0] * grid[1])?;
+        let config = self.transformer.config();
+        let rope = Rope::text_to_image(&self.backend, request.t5_length, grid, config.axes_dim, config.theta);
+        for picture in 0..request.batch {
+            let seed = request.seed.wrapping_add(u64::from(picture));
+            let noise = Latents::noise(request.noise, seed, latent_size);
+            let guided = Guided {
+                condition: positive.with(request.guidance, &rope),
+                negative: negative.as_ref().map(|text| (text.with(request.guidance, &rope), request.true_cfg)),
+            };
+            let preview = |latents: &Latents| {
+                let whole = self.previewer.render(latents, &self.vae, &self.backend)?;
+                Some(self.crop(&whole, request))
+            };
+            let start = Instant::now();
+            let latents = denoise(&self.transformer, &noise, &sigmas, &guided, picture, &preview, watch)?;
+            let denoise = start.elapsed().as_secs_f64();
+
+            watch.event(Event::Decoding { picture });
+            let start = Instant::now();
+            let decoded = self.decode(&latents, request, watch)?;
+            let picture = self.safety.review(decoded)?;
+            let decode = start.elapsed().as_secs_f64();
+            done(Generated { picture, seed, latents, seconds: Seconds { encode, denoise, decode } })?;
+        }
+        Ok(())
+    }
+
+    fn encode(&self, prompt: &Screened<&str>, t5_length: usize, watch: &dyn Watch) -> Result<Conditioning> {
+        let longest = self.clip.config().max_position_embeddings;
+        let clip_length = self.clip_tokenizer.model_max_length().map_or(longest, |length| length.min(longest));
+        let clip_ids = self.clip_tokenizer.encode(prompt, clip_length)?;
+        let t5_ids = self.t5_tokenizer.encode(prompt, t5_length)?;
+        check_ids("CLIP", &clip_ids, self.clip.config().vocab_size)?;
+        check_ids("T5", &t5_ids, self.t5.config().vocab_size)?;
+        let pooled = self.clip.forward(&self.backend, &clip_ids).pooled;
+        let txt = self.t5.forward(&self.backend, &t5_ids, &mut |_, _| watch::check(watch))?;
+        Ok(Conditioning { txt, pooled })
+    }
+
+    /// `[channels, height, width]` of latents that cover the request: even, so that they pack 2×2.
+    fn latent_size(&self, request: &Request) -> [usize; 3] {
+        let config = self.vae.config();
+        let cover = |pixels: u32| 2 * (pixels as usize).div_ceil(2 * config.factor());
+        [config.latent_channels, cover(request.height), cover(request.width)]
+    }
+
+    fn decode(&self, latents: &Latents, request: &Request, watch: &dyn Watch) -> Result<Rgb8> {
+        /// Above it the whole picture's activations take several gigabytes.
+        const TILED_FROM: u64 = 2048 * 1024;
+        if latents.values.iter().any(|v| !v.is_finite()) {
+            return Err(self.degenerate("the latents are not numbers"));
+        }
+        let tiled = request.vae_tiling.unwrap_or(u64::from(request.width) * u64::from(request.height) > TILED_FROM);
+        let mut between_levels = || watch::check(watch);
+        let z = latents.channels_last(&self.backend);
+        let picture = if tiled {
+            Tiling::of(&self.vae).decode(&self.vae, &z, &mut between_levels)?
+        } else {
+            self.vae.decode(&z, &mut between_levels)?
+        };
+        let whole = pixels::from_tensor(&picture, Range::MinusOneToOne);
+        if picture.to_vec().iter().any(|v| v.is_nan()) {
+            return Err(self.degenerate("the picture is not numbers"));
+        }
+        let picture = self.crop(&whole, request);
+        if picture.is_flat() {
+            return Err(self.degenerate("the picture is one flat colour"));
+        }
+        Ok(picture)
+    }
+
+    /// To the size asked for. A preview of another scale is cut in proportion.
+    fn crop(&self, whole: &Rgb8, request: &Request) -> Rgb8 {
+        let factor = self.vae.config().factor();
+        let [_, height, width] = self.latent_size(request);
+        let part = |asked: u32, rendered: usize, have: u32| {
+            (u64::from(asked) * u64::from(have)).div_ceil((rendered * factor) as u64) as u32
+        };
+        whole.cropped(part(request.width, width, whole.width), part(request.height, height, whole.height))
+    }
+
+    fn degenerate(&self, what: &str) -> Error {
+        let hint = match self.precision {
+            Precision::F32 => "the weights may be damaged, or a scale may be missing",
+            Precision::BF16 => "try --precision f32; if that does not help, the weights may be damaged",
+        };
+        Error::Degenerate(format!("{what}; nothing was saved; hint: {hint}"))
+    }
+}
+
+fn check_ids(encoder: &str, ids: &[u32], vocab_size: usize) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(Error::asked(
+            "tokenizer",
+            format!(
+                "gives token {id}, but {encoder} knows {vocab_size}: tokenizer and text encoder do not belong together"
+            ),
+        )),
+    }
+}
+
+fn previewer(files: &ModelFiles, vae: &Decoder, backend: &Arc<dyn Backend>, precision: Precision) -> Result<Previewer> {
+    let config = vae.config();
+    if let Some(part) = &files.tiny_decoder {
+        let tiny = TinyDecoder::load(&part.weights(backend, precision))?;
+        if tiny.latent_channels() == config.latent_channels {
+            return Ok(Previewer::Tiny(tiny));
+        }
+    }
+    // The linear map is of FLUX.1's own latents. A narrow decoder is fast enough to be its own preview.
+    let narrow = config.block_out_channels.iter().all(|&c| c <= 64);
+    let flux = config.latent_channels == 16 && config.factor() == 8 && files.vae.detected.naming != Naming::Same;
+    Ok(match (narrow, flux || config.block_out_channels == [128, 256, 512, 512]) {
+        (true, _) => Previewer::Own,
+        (false, true) => Previewer::Linear,
+        (false, false) => Previewer::Nothing,
+    })
+}

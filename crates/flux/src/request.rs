@@ -1,0 +1,147 @@
+//! What can be asked for. Checked once, before any work.
+
+use crate::{
+    error::{Error, Result},
+    model::Defaults,
+    noise::Noise,
+    schedule::ScheduleKind,
+};
+
+/// Largest side of a picture, pixels.
+pub const MAX_SIDE: u32 = 8192;
+/// Largest picture, pixels: 4 MP are what the model can do with sense, four times that is refused.
+pub const MAX_PIXELS: u64 = 16 << 20;
+/// Smallest side, pixels.
+pub const MIN_SIDE: u32 = 16;
+/// Most steps.
+pub const MAX_STEPS: u32 = 1000;
+/// Most pictures of one request.
+pub const MAX_BATCH: u32 = 64;
+/// Longest prompt, bytes. T5 sees 512 tokens of it.
+pub const MAX_PROMPT: usize = 100_000;
+
+/// One or several pictures of a prompt.
+///
+/// Made with a model's own defaults by [`crate::Pipeline::request`]; every field may be changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// What to draw.
+    pub prompt: String,
+    /// What not to draw; used where `true_cfg` is above 1.
+    pub negative_prompt: Option<String>,
+    /// Pixels. Rendered at the next multiple of 16 and cropped.
+    pub width: u32,
+    /// Pixels. Rendered at the next multiple of 16 and cropped.
+    pub height: u32,
+    /// Evaluations of the transformer.
+    pub steps: u32,
+    /// The distilled guidance scale, an input of the model: not classifier-free guidance.
+    pub guidance: f32,
+    /// Classifier-free guidance with the negative prompt; off at 1. Doubles the time.
+    pub true_cfg: f32,
+    /// Noise of the first picture; the next ones count up.
+    pub seed: u64,
+    /// How many pictures.
+    pub batch: u32,
+    /// Whose random numbers.
+    pub noise: Noise,
+    /// Whose noise schedule.
+    pub schedule: ScheduleKind,
+    /// T5 tokens, padding included.
+    pub t5_length: usize,
+    /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels.
+    pub vae_tiling: Option<bool>,
+}
+
+impl Request {
+    /// A request with these defaults, seed 0 and one picture.
+    pub fn new(prompt: impl Into<String>, defaults: &Defaults) -> Self {
+        Self {
+            prompt: prompt.into(),
+            negative_prompt: None,
+            width: defaults.width,
+            height: defaults.height,
+            steps: defaults.steps,
+            guidance: defaults.guidance,
+            true_cfg: defaults.true_cfg,
+            seed: 0,
+            batch: 1,
+            noise: Noise::default(),
+            schedule: ScheduleKind::default(),
+            t5_length: defaults.t5_length,
+            vae_tiling: None,
+        }
+    }
+
+    /// Refuses what cannot be met.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] naming the field, the value and the range.
+    pub fn check(&self) -> Result<()> {
+        let range = |field, value: u32, least: u32, most: u32| {
+            if (least..=most).contains(&value) {
+                Ok(())
+            } else {
+                Err(Error::asked(field, format!("is {value}; {least} to {most} are possible")))
+            }
+        };
+        range("width", self.width, MIN_SIDE, MAX_SIDE)?;
+        range("height", self.height, MIN_SIDE, MAX_SIDE)?;
+        let pixels = u64::from(self.width) * u64::from(self.height);
+        if pixels > MAX_PIXELS {
+            let size = format!("{}×{}", self.width, self.height);
+            return Err(Error::asked("size", format!("{size} is {pixels} pixels; at most {MAX_PIXELS} are possible")));
+        }
+        range("steps", self.steps, 1, MAX_STEPS)?;
+        range("batch", self.batch, 1, MAX_BATCH)?;
+        for (field, value, most) in [("guidance", self.guidance, 1000.0), ("true_cfg", self.true_cfg, 1000.0)] {
+            if !(0.0..=most).contains(&value) {
+                return Err(Error::asked(field, format!("is {value}; 0 to {most} are possible")));
+            }
+        }
+        if !(1..=4096).contains(&self.t5_length) {
+            return Err(Error::asked("t5_length", format!("is {}; 1 to 4096 are possible", self.t5_length)));
+        }
+        for (field, text) in [("prompt", Some(&self.prompt)), ("negative_prompt", self.negative_prompt.as_ref())] {
+            if let Some(text) = text
+                && text.len() > MAX_PROMPT
+            {
+                return Err(Error::asked(
+                    field,
+                    format!("is {} bytes long; at most {MAX_PROMPT} are possible", text.len()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether two passes a step are needed.
+    pub(crate) fn uses_true_cfg(&self) -> bool {
+        self.true_cfg > 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_wrong_field_is_named() {
+        let good = Request::new("a cat", &Defaults::default());
+        good.check().unwrap();
+        let wrong: [(&str, Request); 8] = [
+            ("width", Request { width: 15, ..good.clone() }),
+            ("height", Request { height: 100_000, ..good.clone() }),
+            ("size", Request { width: 8192, height: 8192, ..good.clone() }),
+            ("steps", Request { steps: 0, ..good.clone() }),
+            ("guidance", Request { guidance: f32::NAN, ..good.clone() }),
+            ("true_cfg", Request { true_cfg: -1.0, ..good.clone() }),
+            ("batch", Request { batch: 0, ..good.clone() }),
+            ("prompt", Request { prompt: "x".repeat(MAX_PROMPT + 1), ..good.clone() }),
+        ];
+        for (field, request) in wrong {
+            let error = request.check().expect_err(field).to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+}
