@@ -6,5 +6,6 @@ pub mod error;
 pub mod noise;
 pub mod safety;
 pub mod schedule;
+pub mod text;
 
 pub use error::{Error, Result};

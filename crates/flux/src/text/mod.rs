@@ -1,0 +1,3 @@
+//! From a screened prompt to what the transformer reads.
+
+pub mod tokenizer;
