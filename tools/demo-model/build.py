@@ -11,7 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import autoencoder
+import card
 import data
+import distil
+import evaluate
+import export
+import flow
 import text
 from config import Config
 
@@ -20,6 +25,11 @@ STAGES = {
     "tokenizers": text.train_tokenizers,
     "text": text.train_encoders,
     "autoencoder": autoencoder.train,
+    "flow": flow.train,
+    "distil": distil.train,
+    "export": export.run,
+    "evaluate": evaluate.run,
+    "card": card.run,
 }
 HERE = Path(__file__).resolve().parent
 

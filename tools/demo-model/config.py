@@ -14,6 +14,7 @@ class Config:
     seed: int = 20
     size: int = 96  # pixels a side; a multiple of 16
     threads: int = 2
+    machine: str = "two shared cores of a server CPU (AMD Zen 4, no GPU)"  # for the model card
     device: str = "cpu"
     pause_file: str = ""  # training sleeps while this file exists
 
@@ -46,9 +47,9 @@ class Config:
     double_blocks: int = 2
     single_blocks: int = 3
     mlp_ratio: float = 4.0
-    flow_minutes: float = 60.0
+    flow_minutes: float = 50.0
     flow_batch: int = 128
-    flow_lr: float = 2e-3
+    flow_lr: float = 2.5e-3
     flow_text_rate: float = 0.25  # learning rate of the (already reading) text encoders relative to the rest
     sigma_mean: float = 0.3  # noise levels in training: the sigmoid of a normal draw
     sigma_deviation: float = 1.1
@@ -60,7 +61,7 @@ class Config:
     pool_refresh: float = 0.125  # share of each batch that is drawn and encoded afresh
 
     # guidance distillation
-    distil_minutes: float = 12.0
+    distil_minutes: float = 10.0
     distil_lr: float = 4e-4
     guidance_range: tuple = (1.0, 6.0)
 

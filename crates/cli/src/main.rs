@@ -1,1 +1,85 @@
-fn main() {}
+//! `darkroom`: pictures from words, on your own machine. Arguments are read here; the work is in `flux`.
+
+#![expect(clippy::doc_markdown, reason = "doc comments of arguments are the help text, which has no markup")]
+
+mod generate;
+mod inspect;
+mod model_args;
+mod output;
+mod plan;
+mod progress;
+mod show;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Pictures from words, on your own machine: FLUX.1 Krea [dev] and the FLUX.1 family.
+#[derive(Parser)]
+#[command(name = "darkroom", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
+#[command(after_help = "\
+Exit codes: 0 done; 1 a file, device or computation failed; 2 the request cannot be met; 3 refused by the
+safety policy; 130 cancelled.
+
+The first picture:  darkroom generate \"a red apple\"")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make pictures from a prompt
+    #[command(visible_alias = "run")]
+    Generate(Box<generate::Args>),
+    /// Tell what weights hold and what pictures were made of
+    Inspect(inspect::Args),
+    /// Tell what a model and a size would take, without computing
+    #[command(visible_alias = "doctor")]
+    Plan(plan::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Plan(args) => plan::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The reader of a pipe going away is not worth a word.
+            if is_broken_pipe(&error) {
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("error: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<flux::Error>() {
+        Some(flux::Error::Asked { .. }) => 2,
+        Some(flux::Error::Refused(_)) => 3,
+        Some(flux::Error::Cancelled) => 130,
+        _ if error.is::<Usage>() => 2,
+        _ => 1,
+    }
+}
+
+/// A combination of flags that cannot be met.
+#[derive(Debug)]
+struct Usage(String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}

@@ -9,6 +9,7 @@
 
 mod denoise;
 pub mod error;
+pub mod image_file;
 pub mod latents;
 pub mod model;
 mod nn;

@@ -1,12 +1,13 @@
 //! The story of a picture, top to bottom: [`Pipeline::generate`].
 
-use std::{sync::Arc, time::Instant};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 use tensor::{Backend, Device, Precision, Tensor};
 
 use crate::{
     denoise::{Guided, denoise},
     error::{Error, Result},
+    image_file::Provenance,
     latents::Latents,
     model::{Defaults, ModelFiles, Tokenizer},
     pixels::{self, Range, Rgb8},
@@ -72,6 +73,8 @@ pub struct Pipeline {
 pub struct Generated {
     /// The picture, of the size asked for.
     pub picture: Reviewed<Rgb8>,
+    /// Which picture of the batch, from 0.
+    pub index: u32,
     /// The seed that makes this very picture by itself.
     pub seed: u64,
     /// The final latents, of the size rendered.
@@ -207,6 +210,26 @@ impl Pipeline {
         Request::new(prompt, &self.defaults)
     }
 
+    /// How a picture of `request` with this seed is made, for its metadata.
+    pub fn provenance(&self, request: &Request, seed: u64) -> Provenance {
+        Provenance {
+            software: concat!("darkroom ", env!("CARGO_PKG_VERSION")).into(),
+            model: self.name.clone(),
+            prompt: Some(request.prompt.clone()),
+            negative_prompt: request.negative_prompt.clone().filter(|_| request.uses_true_cfg()),
+            width: request.width,
+            height: request.height,
+            steps: request.steps,
+            guidance: self.transformer.config().guidance_embed.then_some(request.guidance),
+            true_cfg: request.true_cfg,
+            seed,
+            noise: request.noise.to_string(),
+            schedule: request.schedule.to_string(),
+            precision: self.precision.to_string(),
+            safety: self.safety.name().into(),
+        }
+    }
+
     /// Makes the pictures of a request.
     ///
     /// # Errors
@@ -215,20 +238,20 @@ impl Pipeline {
         let mut pictures = Vec::with_capacity(request.batch as usize);
         self.generate_each(request, watch, &mut |generated| {
             pictures.push(generated);
-            Ok(())
+            ControlFlow::Continue(())
         })?;
         Ok(pictures)
     }
 
-    /// As [`Pipeline::generate`], giving each picture away as soon as it is done.
+    /// As [`Pipeline::generate`], giving each picture away as soon as it is done; `Break` leaves the rest undone.
     ///
     /// # Errors
-    /// Also what `done` returns.
+    /// As [`Pipeline::generate`].
     pub fn generate_each(
         &self,
         request: &Request,
         watch: &mut dyn Watch,
-        done: &mut dyn FnMut(Generated) -> Result<()>,
+        done: &mut dyn FnMut(Generated) -> ControlFlow<()>,
     ) -> Result<()> {
         request.check()?;
         let prompt = self.safety.screen(&request.prompt)?;
@@ -264,9 +287,13 @@ impl Pipeline {
             watch.event(Event::Decoding { picture });
             let start = Instant::now();
             let decoded = self.decode(&latents, request, watch)?;
-            let picture = self.safety.review(decoded)?;
+            let reviewed = self.safety.review(decoded)?;
             let decode = start.elapsed().as_secs_f64();
-            done(Generated { picture, seed, latents, seconds: Seconds { encode, denoise, decode } })?;
+            let seconds = Seconds { encode, denoise, decode };
+            let generated = Generated { picture: reviewed, index: picture, seed, latents, seconds };
+            if done(generated).is_break() {
+                break;
+            }
         }
         Ok(())
     }
@@ -322,7 +349,7 @@ impl Pipeline {
         let part = |asked: u32, rendered: usize, have: u32| {
             (u64::from(asked) * u64::from(have)).div_ceil((rendered * factor) as u64) as u32
         };
-        whole.cropped(part(request.width, width, whole.width), part(request.height, height, whole.height))
+        whole.cropped(part(request.width, width, whole.width()), part(request.height, height, whole.height()))
     }
 
     fn degenerate(&self, what: &str) -> Error {

@@ -2,15 +2,59 @@
 
 use tensor::Tensor;
 
-/// A picture of red, green, blue bytes, row by row.
+/// A picture of red, green and blue bytes, row by row from the top left, without padding.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rgb8 {
-    /// Pixels.
-    pub width: u32,
-    /// Pixels.
-    pub height: u32,
-    /// `3 · width · height` bytes.
-    pub pixels: Vec<u8>,
+    width: u32,
+    height: u32,
+    pixels: Vec<u8>,
+}
+
+impl Rgb8 {
+    /// A picture of `width` by `height` pixels.
+    ///
+    /// # Panics
+    /// If `pixels` are not `width · height · 3` bytes, or none.
+    pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Self {
+        let expected = width as usize * height as usize * 3;
+        assert!(expected > 0, "a picture of {width}x{height} pixels has nothing to show");
+        assert_eq!(pixels.len(), expected, "bytes of a picture of {width}x{height} pixels");
+        Self { width, height, pixels }
+    }
+
+    /// Pixels in a row.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Rows.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Red, green and blue at column `x` of row `y`.
+    ///
+    /// # Panics
+    /// If it is outside of the picture.
+    pub fn pixel(&self, x: u32, y: u32) -> [u8; 3] {
+        assert!(x < self.width && y < self.height, "pixel ({x}, {y}) is outside of {self:?}");
+        let start = 3 * (y as usize * self.width as usize + x as usize);
+        [self.pixels[start], self.pixels[start + 1], self.pixels[start + 2]]
+    }
+
+    /// The upper left part of at most this size.
+    #[must_use]
+    pub fn cropped(&self, width: u32, height: u32) -> Self {
+        let [width, height] = [width.clamp(1, self.width), height.clamp(1, self.height)];
+        let rows = self.pixels.chunks_exact(3 * self.width as usize).take(height as usize);
+        Self::new(width, height, rows.flat_map(|row| &row[..3 * width as usize]).copied().collect())
+    }
+
+    /// Whether all pixels are the same.
+    pub fn is_flat(&self) -> bool {
+        let (all, _) = self.pixels.as_chunks::<3>();
+        all.windows(2).all(|pair| pair[0] == pair[1])
+    }
 }
 
 impl AsRef<[u8]> for Rgb8 {
@@ -21,23 +65,7 @@ impl AsRef<[u8]> for Rgb8 {
 
 impl std::fmt::Debug for Rgb8 {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Rgb8({}×{})", self.width, self.height)
-    }
-}
-
-impl Rgb8 {
-    /// The upper left part of at most this size.
-    pub fn cropped(&self, width: u32, height: u32) -> Self {
-        let [width, height] = [width.min(self.width), height.min(self.height)];
-        let row = 3 * self.width as usize;
-        let pixels = self.pixels.chunks_exact(row.max(1)).take(height as usize).flat_map(|r| &r[..3 * width as usize]);
-        Self { width, height, pixels: pixels.copied().collect() }
-    }
-
-    /// Whether all pixels are the same.
-    pub fn is_flat(&self) -> bool {
-        let (all, _) = self.pixels.as_chunks::<3>();
-        all.windows(2).all(|pair| pair[0] == pair[1])
+        write!(f, "Rgb8({}x{})", self.width, self.height)
     }
 }
 
@@ -63,7 +91,7 @@ pub(crate) fn from_tensor(picture: &Tensor, range: Range) -> Rgb8 {
         Range::MinusOneToOne => to_u8(x / 2.0 + 0.5),
         Range::ZeroToOne => to_u8(*x),
     };
-    Rgb8 { width, height, pixels: values.iter().map(byte).collect() }
+    Rgb8::new(width, height, values.iter().map(byte).collect())
 }
 
 #[cfg(test)]
@@ -77,8 +105,8 @@ mod tests {
 
     #[test]
     fn cropping_keeps_the_upper_left() {
-        let picture = Rgb8 { width: 2, height: 2, pixels: (0..12).collect() };
-        assert_eq!(picture.cropped(1, 2), Rgb8 { width: 1, height: 2, pixels: vec![0, 1, 2, 6, 7, 8] });
+        let picture = Rgb8::new(2, 2, (0..12).collect());
+        assert_eq!(picture.cropped(1, 2), Rgb8::new(1, 2, vec![0, 1, 2, 6, 7, 8]));
         assert_eq!(picture.cropped(9, 9), picture);
     }
 }

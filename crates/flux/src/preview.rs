@@ -73,5 +73,5 @@ fn linear(latents: &Latents) -> Rgb8 {
             pixels.push(pixels::to_u8((value + BIAS[colour] + 1.0) / 2.0));
         }
     }
-    Rgb8 { width: latents.width as u32, height: latents.height as u32, pixels }
+    Rgb8::new(latents.width as u32, latents.height as u32, pixels)
 }

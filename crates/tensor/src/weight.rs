@@ -17,6 +17,15 @@ pub enum Precision {
     BF16,
 }
 
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::BF16 => "bf16",
+        })
+    }
+}
+
 /// Where the bytes of a tensor are.
 #[derive(Clone, Debug)]
 pub enum Bytes {

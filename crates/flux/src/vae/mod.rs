@@ -96,7 +96,12 @@ impl Encoder {
 
     /// `[H, W, 3]` → the mean in model space, `[H/8, W/8, 16]`.
     pub fn encode(&self, picture: &Tensor) -> Tensor {
-        let mean = self.moments(picture).slice(2, 0, self.config.latent_channels);
+        self.mean(&self.moments(picture))
+    }
+
+    /// The mean of [`Encoder::moments`] in model space.
+    fn mean(&self, moments: &Tensor) -> Tensor {
+        let mean = moments.slice(2, 0, self.config.latent_channels);
         mean.affine(1.0, -self.config.shift_factor).affine(self.config.scaling_factor, 0.0)
     }
 }

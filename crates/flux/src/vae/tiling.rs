@@ -1,11 +1,13 @@
-//! Decoding in overlapping tiles whose edges are blended: memory stays bounded for large pictures.
+//! Coding in overlapping tiles whose edges are blended: memory stays bounded for large pictures.
 //!
-//! The rule is diffusers' (`AutoencoderKL.tiled_decode`). Group norms and the middle attention see one tile at a time, so
+//! The rule is diffusers' (`AutoencoderKL.tiled_decode`, `tiled_encode`). Group norms and the middle attention see one tile at a time, so
 //! colours change slightly; pictures of one tile are decoded whole.
+
+use std::convert::Infallible;
 
 use tensor::Tensor;
 
-use super::Decoder;
+use super::{Decoder, Encoder};
 use crate::error::Result;
 
 /// Sizes of tiles.
@@ -29,6 +31,11 @@ impl Tiling {
         height > self.tile || width > self.tile
     }
 
+    /// How far one tile begins behind the last, latents; what a tile covers beyond it is blended.
+    fn step(self) -> usize {
+        ((self.tile as f64 * (1.0 - self.overlap)) as usize).clamp(1, self.tile.max(1))
+    }
+
     /// Decodes `latents [h, w, c]` tile by tile.
     ///
     /// # Errors
@@ -39,39 +46,75 @@ impl Tiling {
         latents: &Tensor,
         observe: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Tensor> {
-        let [height, width, channels] = [0, 1, 2].map(|axis| latents.shape()[axis]);
+        let [height, width] = [0, 1].map(|axis| latents.shape()[axis]);
         if !self.applies(height, width) {
             return decoder.decode(latents, observe);
         }
         let factor = decoder.config().factor();
-        let step = ((self.tile as f64 * (1.0 - self.overlap)) as usize).max(1);
-        let pixels = self.tile * factor;
-        let blend = (pixels as f64 * self.overlap) as usize;
-        let keep = pixels - blend;
-        let out_channels = decoder.config().out_channels;
-        let mut picture = Canvas::new(height * factor, width * factor, out_channels);
+        let tiles = Tiles { side: self.tile, step: self.step(), to: |latents| latents * factor };
+        tiles.stitch(latents, |tile| decoder.decode(tile, observe))
+    }
+
+    /// Encodes `picture [H, W, 3]` tile by tile: mean and log-variance as [`Encoder::moments`] gives them. `H` and `W` are
+    /// multiples of the autoencoder's factor.
+    pub fn moments(self, encoder: &Encoder, picture: &Tensor) -> Tensor {
+        let factor = encoder.config.factor();
+        let [height, width] = [0, 1].map(|axis| picture.shape()[axis]);
+        if !self.applies(height.div_ceil(factor), width.div_ceil(factor)) {
+            return encoder.moments(picture);
+        }
+        let tiles = Tiles { side: self.tile * factor, step: self.step() * factor, to: |pixels| pixels / factor };
+        let Ok(moments) = tiles.stitch(picture, |tile| Ok::<_, Infallible>(encoder.moments(tile)));
+        moments
+    }
+
+    /// Encodes `picture [H, W, 3]` tile by tile: the mean in model space as [`Encoder::encode`] gives it.
+    pub fn encode(self, encoder: &Encoder, picture: &Tensor) -> Tensor {
+        encoder.mean(&self.moments(encoder, picture))
+    }
+}
+
+/// Tiles of what is coded: `side` and `step` in its own units, `to` gives the units of the result.
+struct Tiles<F> {
+    side: usize,
+    step: usize,
+    to: F,
+}
+
+impl<F: Fn(usize) -> usize> Tiles<F> {
+    /// Codes each tile of `x [h, w, c]` with `code`, blends its edges with the tiles above and to the left, and puts all
+    /// together.
+    fn stitch<E>(
+        &self,
+        x: &Tensor,
+        mut code: impl FnMut(&Tensor) -> std::result::Result<Tensor, E>,
+    ) -> std::result::Result<Tensor, E> {
+        let [height, width] = [0, 1].map(|axis| x.shape()[axis]);
+        let keep = (self.to)(self.step);
+        let blend = (self.to)(self.side) - keep;
+        let mut whole: Option<Canvas> = None;
         // Only the row of tiles above is needed for blending.
         let mut above: Vec<Canvas> = Vec::new();
-        for (i, top) in (0..height).step_by(step).enumerate() {
+        for (i, top) in (0..height).step_by(self.step).enumerate() {
+            let strip = x.slice(0, top, self.side.min(height - top));
             let mut row: Vec<Canvas> = Vec::new();
-            for (j, left) in (0..width).step_by(step).enumerate() {
-                let part = latents
-                    .slice(0, top, self.tile.min(height - top))
-                    .slice(1, left, self.tile.min(width - left))
-                    .reshape([self.tile.min(height - top), self.tile.min(width - left), channels]);
-                let mut tile = Canvas::of(&decoder.decode(&part, observe)?);
-                if let Some(above) = above.get(j).filter(|_| i > 0) {
+            for (j, left) in (0..width).step_by(self.step).enumerate() {
+                let mut tile = Canvas::of(&code(&strip.slice(1, left, self.side.min(width - left)))?);
+                if let Some(above) = above.get(j) {
                     tile.blend_below(above, blend);
                 }
                 if let Some(left) = row.last() {
                     tile.blend_right_of(left, blend);
                 }
-                picture.paste(&tile, i * keep, j * keep, keep);
+                let whole =
+                    whole.get_or_insert_with(|| Canvas::new((self.to)(height), (self.to)(width), tile.channels));
+                whole.paste(&tile, i * keep, j * keep, keep);
                 row.push(tile);
             }
             above = row;
         }
-        Ok(Tensor::from_vec(latents.backend(), [picture.height, picture.width, out_channels], picture.values))
+        let Canvas { height, width, channels, values } = whole.unwrap_or_else(|| Canvas::new(0, 0, 0));
+        Ok(Tensor::from_vec(x.backend(), [height, width, channels], values))
     }
 }
 

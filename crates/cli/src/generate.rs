@@ -1,0 +1,482 @@
+//! `darkroom generate`: from arguments to files.
+
+use std::{
+    io::{Read, Write},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use anyhow::{Context, Result};
+use clap::Args as ClapArgs;
+use flux::{
+    Event, Generated, LoadOptions, Pipeline, Request, Watch,
+    image_file::{self, Encoding, Format, MetadataLevel, Provenance},
+    noise::Noise,
+    pixels::Rgb8,
+    schedule::ScheduleKind,
+};
+use tensor::{Device, Precision};
+
+use crate::{
+    Usage,
+    model_args::{ModelArgs, shown},
+    output::{self, Template},
+    progress::Progress,
+    show,
+};
+
+/// Make pictures from a prompt.
+#[derive(ClapArgs)]
+pub(crate) struct Args {
+    /// What to draw; '-' reads it from standard input
+    #[arg(value_name = "PROMPT")]
+    prompt: Option<String>,
+    /// What to draw (the same as the argument)
+    #[arg(short, long = "prompt", value_name = "TEXT", conflicts_with = "prompt")]
+    prompt_flag: Option<String>,
+    /// Read the prompt from a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "prompt_flag"])]
+    prompt_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// Width in pixels [default: the model's, 1024 for Krea]
+    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
+    width: Option<u32>,
+    /// Height in pixels
+    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
+    height: Option<u32>,
+    /// Both, as 1024x768
+    #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height", "aspect"], help_heading = "Picture")]
+    size: Option<(u32, u32)>,
+    /// A shape with about as many pixels as the model's usual size, as 3:2
+    #[arg(long, value_name = "W:H", value_parser = parse_aspect, conflicts_with_all = ["width", "height"], help_heading = "Picture")]
+    aspect: Option<(f64, f64)>,
+    /// How many pictures; each has the next seed
+    #[arg(short, long, value_name = "N", visible_alias = "batch-count", help_heading = "Picture")]
+    batch: Option<u32>,
+    /// Seed of the first picture; a random one is chosen and printed without it (also for -1)
+    #[arg(short, long, value_name = "N", value_parser = parse_seed, allow_hyphen_values = true, help_heading = "Picture")]
+    seed: Option<Seed>,
+
+    /// Steps from noise to picture [default: the model's, 28 for Krea]
+    #[arg(long, value_name = "N", help_heading = "Sampling")]
+    steps: Option<u32>,
+    /// Distilled guidance, an input of the model: no extra time [default: the model's, 4.5 for Krea]
+    #[arg(long, value_name = "SCALE", help_heading = "Sampling")]
+    guidance: Option<f32>,
+    /// What not to draw; needs --true-cfg above 1
+    #[arg(short, long, value_name = "TEXT", help_heading = "Sampling")]
+    negative_prompt: Option<String>,
+    /// Classifier-free guidance with the negative prompt: twice the time; off at 1. Not --guidance
+    #[arg(long, value_name = "SCALE", visible_alias = "cfg-scale", help_heading = "Sampling")]
+    true_cfg: Option<f32>,
+    /// Whose random numbers: cpu-f32 (ComfyUI), cpu-bf16 (BFL, diffusers on a CPU), philox[:MULTIPROCESSORS] (CUDA)
+    #[arg(long, value_name = "KIND", default_value_t = Noise::default(), help_heading = "Sampling")]
+    noise: Noise,
+    /// Whose noise schedule: reference (BFL, diffusers) or comfy-simple
+    #[arg(long, value_name = "KIND", default_value_t = ScheduleKind::default(), help_heading = "Sampling")]
+    schedule: ScheduleKind,
+    /// T5 tokens the prompt is cut or padded to [default: the model's, 512; 256 is ComfyUI's least]
+    #[arg(long, value_name = "N", visible_alias = "max-sequence-length", help_heading = "Sampling")]
+    t5_length: Option<usize>,
+
+    /// Where to write; {seed} and {index} are filled in, '-' is standard output [default: darkroom-{seed}.png]
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    output: Option<String>,
+    /// png, jpeg or webp [default: by the name of the output, otherwise png]
+    #[arg(long, help_heading = "Output")]
+    format: Option<Format>,
+    /// Quality of jpeg and webp, 0 to 100
+    #[arg(long, value_name = "N", default_value_t = 95, value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "Output")]
+    quality: u8,
+    /// What the picture says of its making: full, minimal (no prompt) or none. The AI-generated mark is always written
+    #[arg(long, value_name = "LEVEL", default_value_t = MetadataLevel::Full, help_heading = "Output")]
+    metadata: MetadataLevel,
+    /// Also write the final latents, f32 [1, channels, height, width]
+    #[arg(long, value_name = "FILE.safetensors", help_heading = "Output")]
+    save_latents: Option<String>,
+    /// Write a preview beside the output every N steps
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "5", help_heading = "Output")]
+    preview: Option<u32>,
+    /// Show the picture (and previews) in the terminal
+    #[arg(long, help_heading = "Output")]
+    show: bool,
+    /// Print what was made as JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+    /// No progress; only errors
+    #[arg(short, long, help_heading = "Output")]
+    quiet: bool,
+
+    /// Threads [default: all cores]; the picture does not depend on it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Computing")]
+    threads: Option<u16>,
+    /// Arithmetic of products: f32 or bf16 [default: f32 where the weights are, otherwise bf16]
+    #[arg(long, value_name = "KIND", value_parser = parse_precision, help_heading = "Computing")]
+    precision: Option<Precision>,
+    /// Decode the picture in tiles: auto (above 2048×1024 pixels), on or off
+    #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], help_heading = "Computing")]
+    vae_tiling: String,
+}
+
+/// A seed as asked for.
+#[derive(Clone, Copy)]
+enum Seed {
+    Random,
+    Fixed(u64),
+}
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let prompt = prompt(args)?;
+    let template = template(args)?;
+    let cancel = cancel_on_interrupt()?;
+
+    let start = Instant::now();
+    let mut watch = Follow { progress: Progress::new(args.quiet), cancel, previews: None };
+    let options = LoadOptions {
+        device: Device::Cpu { threads: args.threads.map(usize::from) },
+        precision: args.precision,
+        safety: None,
+    };
+    let pipeline = Pipeline::load(args.model.find()?, &options, &mut watch)?;
+    watch.progress.loaded(pipeline.name(), pipeline.notice(), start.elapsed());
+
+    let request = request(args, &pipeline, prompt)?;
+    request.check()?;
+    watch.progress.asked(&request);
+    watch.previews = previews(args, &template, &request, &pipeline);
+
+    let mut written = Vec::new();
+    let mut failure = None;
+    pipeline.generate_each(&request, &mut watch, &mut |generated| match save(
+        args, &template, &request, &pipeline, &generated,
+    ) {
+        Ok(file) => {
+            show_finished(args, generated.picture.get());
+            written.push(file);
+            ControlFlow::Continue(())
+        }
+        Err(error) => {
+            failure = Some(error);
+            ControlFlow::Break(())
+        }
+    })?;
+    watch.progress.done();
+    if let Some(previews) = &watch.previews {
+        previews.remove();
+    }
+    for file in &written {
+        eprintln_unless(args.quiet, &format!("seed {}: {}", file.seed, file.path));
+    }
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    report(args, &pipeline, &request, &written, start.elapsed().as_secs_f64())
+}
+
+fn show_finished(args: &Args, picture: &Rgb8) {
+    if args.show
+        && let Err(e) = show::show(picture, &mut std::io::stderr())
+    {
+        eprintln_unless(args.quiet, &format!("cannot show the picture here: {e}"));
+    }
+}
+
+fn eprintln_unless(quiet: bool, line: &str) {
+    if !quiet {
+        eprintln!("{line}");
+    }
+}
+
+/// The prompt from whichever of its sources is given.
+fn prompt(args: &Args) -> Result<String> {
+    let given = args.prompt.as_deref().or(args.prompt_flag.as_deref());
+    let text = match (given, &args.prompt_file) {
+        (Some("-"), _) => {
+            let mut text = String::new();
+            std::io::stdin()
+                .take(1 + flux::request::MAX_PROMPT as u64)
+                .read_to_string(&mut text)
+                .context("standard input (the prompt)")?;
+            text
+        }
+        (Some(text), _) => return Ok(text.to_owned()),
+        (None, Some(path)) => {
+            std::fs::read_to_string(path).with_context(|| format!("--prompt-file {}", shown(path)))?
+        }
+        (None, None) => {
+            let problem = "there is no prompt; hint: darkroom generate \"a red apple\"";
+            return Err(Usage(problem.into()).into());
+        }
+    };
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
+}
+
+fn request(args: &Args, pipeline: &Pipeline, prompt: String) -> Result<Request> {
+    let mut request = pipeline.request(prompt);
+    let area = f64::from(request.width) * f64::from(request.height);
+    if let Some((w, h)) = args.aspect {
+        let side = |a: f64, b: f64| (((area * a / b).sqrt() / 16.0).round() * 16.0).clamp(16.0, 65536.0) as u32;
+        (request.width, request.height) = (side(w, h), side(h, w));
+    }
+    if let Some((width, height)) = args.size {
+        (request.width, request.height) = (width, height);
+    }
+    request.width = args.width.unwrap_or(request.width);
+    request.height = args.height.unwrap_or(request.height);
+    request.steps = args.steps.unwrap_or(request.steps);
+    request.guidance = args.guidance.unwrap_or(request.guidance);
+    request.true_cfg = args.true_cfg.unwrap_or(request.true_cfg);
+    request.negative_prompt.clone_from(&args.negative_prompt);
+    request.batch = args.batch.unwrap_or(request.batch);
+    request.noise = args.noise;
+    request.schedule = args.schedule;
+    request.t5_length = args.t5_length.unwrap_or(request.t5_length);
+    request.vae_tiling = match args.vae_tiling.as_str() {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    };
+    request.seed = match args.seed {
+        Some(Seed::Fixed(seed)) => seed,
+        // PyTorch's CPU generator uses 32 bits of a seed: no more are drawn, and short seeds are easier to keep.
+        Some(Seed::Random) | None => u64::from(getrandom::u32().context("the system's random numbers")?),
+    };
+    if request.negative_prompt.is_some() && request.true_cfg <= 1.0 {
+        let problem = "--negative-prompt has no effect without --true-cfg above 1 (which takes twice the time); \
+                       hint: add --true-cfg 2";
+        return Err(Usage(problem.into()).into());
+    }
+    Ok(request)
+}
+
+fn template(args: &Args) -> Result<Template> {
+    let format = match (args.format, &args.output) {
+        (Some(format), _) => format,
+        (None, Some(name)) if name != "-" => match Path::new(name).extension().and_then(|e| e.to_str()) {
+            Some(extension) => extension.parse().map_err(|_| {
+                Usage(format!(
+                    "--output: '{extension}' is not a picture format; png, jpeg and webp are; hint: --format"
+                ))
+            })?,
+            None => Format::Png,
+        },
+        _ => Format::Png,
+    };
+    let batch = args.batch.unwrap_or(1);
+    if args.output.as_deref() == Some("-") {
+        if batch > 1 {
+            return Err(Usage("--output -: standard output takes one picture, not a batch".into()).into());
+        }
+        if args.json {
+            return Err(Usage("--output - and --json both need standard output".into()).into());
+        }
+    }
+    Ok(Template::new(args.output.as_deref(), format, batch))
+}
+
+/// A picture that was written.
+#[derive(serde::Serialize)]
+struct Written {
+    path: String,
+    seed: u64,
+    width: u32,
+    height: u32,
+    format: String,
+    seconds: Seconds,
+}
+
+#[derive(serde::Serialize)]
+struct Seconds {
+    encode: f64,
+    denoise: f64,
+    decode: f64,
+}
+
+fn save(
+    args: &Args,
+    template: &Template,
+    request: &Request,
+    pipeline: &Pipeline,
+    generated: &Generated,
+) -> Result<Written> {
+    let picture = generated.picture.get();
+    let provenance = pipeline.provenance(request, generated.seed);
+    let encoding = Encoding { format: template.format(), quality: args.quality, metadata: args.metadata };
+    let bytes = image_file::encode(&generated.picture, &provenance, encoding)?;
+    if let Some(name) = &args.save_latents {
+        let path = Template::of_latents(name, request.batch).path(generated.seed, generated.index);
+        output::write(&path, &generated.latents.to_safetensors()).with_context(|| shown(&path))?;
+    }
+    let path = if template.is_stdout() {
+        std::io::stdout().write_all(&bytes).context("standard output")?;
+        "-".to_owned()
+    } else {
+        let path = template.free_path(generated.seed, generated.index);
+        output::write(&path, &bytes).with_context(|| shown(&path))?;
+        path.display().to_string()
+    };
+    Ok(Written {
+        path,
+        seed: generated.seed,
+        width: picture.width(),
+        height: picture.height(),
+        format: template.format().to_string(),
+        seconds: Seconds {
+            encode: generated.seconds.encode,
+            denoise: generated.seconds.denoise,
+            decode: generated.seconds.decode,
+        },
+    })
+}
+
+fn report(args: &Args, pipeline: &Pipeline, request: &Request, written: &[Written], seconds: f64) -> Result<()> {
+    if args.json {
+        let report = serde_json::json!({
+            "model": pipeline.name(),
+            "prompt": request.prompt,
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "true_cfg": request.true_cfg,
+            "images": written,
+            "seconds": seconds,
+        });
+        writeln!(std::io::stdout(), "{report:#}")?;
+    }
+    Ok(())
+}
+
+/// Where previews go while a picture is made.
+struct Previews {
+    every: u32,
+    path: PathBuf,
+    show: bool,
+    write: bool,
+    safety: flux::safety::Safety,
+    provenance: Provenance,
+}
+
+fn previews(args: &Args, template: &Template, request: &Request, pipeline: &Pipeline) -> Option<Previews> {
+    let every = args.preview?.max(1);
+    Some(Previews {
+        every,
+        path: template.preview_path(request.seed),
+        show: args.show,
+        write: !template.is_stdout(),
+        safety: pipeline.safety().clone(),
+        provenance: pipeline.provenance(request, request.seed),
+    })
+}
+
+impl Previews {
+    fn take(&self, preview: Rgb8) -> Result<()> {
+        // A preview is a picture too: it passes the same gate.
+        let preview = self.safety.review(preview).map_err(flux::Error::from)?;
+        if self.show {
+            show::show(preview.get(), &mut std::io::stderr())?;
+        }
+        if self.write {
+            let encoding = Encoding { metadata: MetadataLevel::Minimal, ..Encoding::default() };
+            let bytes = image_file::encode(&preview, &self.provenance, encoding)?;
+            output::write(&self.path, &bytes)?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path); // the finished picture has taken its place
+    }
+}
+
+/// Follows the work: progress, previews, and the interrupt.
+struct Follow {
+    progress: Progress,
+    cancel: Arc<AtomicBool>,
+    previews: Option<Previews>,
+}
+
+impl Watch for Follow {
+    fn event(&mut self, event: Event<'_>) {
+        if let (Event::Step(step), Some(previews)) = (&event, &self.previews)
+            && step.step.is_multiple_of(previews.every)
+            && step.step < step.steps
+            && let Some(preview) = step.preview()
+            && let Err(e) = previews.take(preview)
+        {
+            self.progress.note(&format!("no preview: {e:#}"));
+        }
+        self.progress.event(&event);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancel.load(Ordering::Relaxed)
+    }
+}
+
+/// The first interrupt stops between two blocks, the second at once.
+fn cancel_on_interrupt() -> Result<Arc<AtomicBool>> {
+    let cancel = Arc::new(AtomicBool::new(false));
+    let flag = cancel.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .context("cannot listen for interrupts")?;
+    Ok(cancel)
+}
+
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    let expected = || format!("'{text}' is not a size; expected WIDTHxHEIGHT, as 1024x768");
+    let (w, h) = text.split_once(['x', 'X', '×']).ok_or_else(expected)?;
+    Ok((w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?))
+}
+
+fn parse_aspect(text: &str) -> Result<(f64, f64), String> {
+    let expected = || format!("'{text}' is not a shape; expected WIDTH:HEIGHT between 1:16 and 16:1, as 3:2 or 2.35:1");
+    let (w, h) = text.split_once([':', '/']).ok_or_else(expected)?;
+    let [w, h]: [f64; 2] = [w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?];
+    if w > 0.0 && h > 0.0 && (1.0 / 16.0..=16.0).contains(&(w / h)) { Ok((w, h)) } else { Err(expected()) }
+}
+
+/// −1 is random as everywhere; other negative numbers count from 2⁶⁴ as in PyTorch.
+fn parse_seed(text: &str) -> Result<Seed, String> {
+    let seed: i128 = text.trim().parse().map_err(|_| format!("'{text}' is not a whole number"))?;
+    if seed == -1 {
+        return Ok(Seed::Random);
+    }
+    let wrapped = if seed < 0 { seed + (1 << 64) } else { seed };
+    u64::try_from(wrapped).map(Seed::Fixed).map_err(|_| format!("'{text}' is outside of 64 bits"))
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    match text {
+        "f32" | "fp32" => Ok(Precision::F32),
+        "bf16" => Ok(Precision::BF16),
+        _ => Err(format!("'{text}' is not a precision; f32 and bf16 are")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_shapes_and_seeds() {
+        assert_eq!(parse_size("1024x768"), Ok((1024, 768)));
+        assert!(parse_size("1024").is_err() && parse_size("axb").is_err());
+        assert_eq!(parse_aspect("3:2"), Ok((3.0, 2.0)));
+        assert!(parse_aspect("0:2").is_err() && parse_aspect("100:1").is_err() && parse_aspect("nan:1").is_err());
+        assert!(matches!(parse_seed("-1"), Ok(Seed::Random)));
+        assert!(matches!(parse_seed("-2"), Ok(Seed::Fixed(seed)) if seed == u64::MAX - 1));
+        assert!(matches!(parse_seed("18446744073709551615"), Ok(Seed::Fixed(u64::MAX))));
+        assert!(parse_seed("18446744073709551616").is_err() && parse_seed("x").is_err());
+    }
+}

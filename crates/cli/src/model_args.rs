@@ -1,0 +1,73 @@
+//! Which model: the flags that all verbs share, and where models are looked for.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use flux::model::{ModelFiles, ModelSpec, PartFiles, SearchPaths};
+
+/// Which model to use.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelArgs {
+    /// A diffusers folder, a ComfyUI models folder, a .safetensors file, or a name: krea, dev, schnell, org/name, pocket.
+    /// Without it the small model in the box is used (pocket: draws icons, not photographs)
+    #[arg(short, long, value_name = "PATH|NAME")]
+    pub(crate) model: Option<String>,
+    /// The transformer's file (alias: --diffusion-model)
+    #[arg(long, value_name = "FILE", visible_alias = "diffusion-model")]
+    transformer: Option<PathBuf>,
+    /// The autoencoder's file (ae.safetensors)
+    #[arg(long, value_name = "FILE")]
+    vae: Option<PathBuf>,
+    /// CLIP-L's file (clip_l.safetensors)
+    #[arg(long, value_name = "FILE", alias = "clip_l")]
+    clip_l: Option<PathBuf>,
+    /// T5-XXL's file (t5xxl_fp16.safetensors …)
+    #[arg(long, value_name = "FILE")]
+    t5xxl: Option<PathBuf>,
+    /// CLIP's tokenizer.json, if not the usual one
+    #[arg(long, value_name = "FILE")]
+    clip_tokenizer: Option<PathBuf>,
+    /// T5's tokenizer.json, if not the usual one
+    #[arg(long, value_name = "FILE")]
+    t5_tokenizer: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Whether anything was said about the model.
+    pub(crate) fn is_given(&self) -> bool {
+        self.model.is_some() || self.transformer.is_some()
+    }
+
+    /// Finds the files.
+    pub(crate) fn find(&self) -> flux::Result<ModelFiles> {
+        let spec = ModelSpec {
+            model: self.model.clone(),
+            parts: PartFiles {
+                transformer: self.transformer.clone(),
+                vae: self.vae.clone(),
+                clip_l: self.clip_l.clone(),
+                t5xxl: self.t5xxl.clone(),
+                clip_tokenizer: self.clip_tokenizer.clone(),
+                t5_tokenizer: self.t5_tokenizer.clone(),
+            },
+        };
+        spec.find(&search_paths())
+    }
+}
+
+/// Where models may lie, as other tools have it: `HF_HUB_CACHE`, `HF_HOME`, `COMFYUI_PATH`.
+fn search_paths() -> SearchPaths {
+    let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = var("HOME").or_else(|| var("USERPROFILE"));
+    let cache = var("XDG_CACHE_HOME").or_else(|| home.as_deref().map(|home| home.join(".cache")));
+    let hf_home = var("HF_HOME").or_else(|| cache.map(|cache| cache.join("huggingface")));
+    let hf_cache = var("HF_HUB_CACHE").or_else(|| hf_home.map(|hf| hf.join("hub")));
+    let comfyui = var("COMFYUI_PATH").or_else(|| home.map(|home| home.join("ComfyUI")).filter(|path| path.is_dir()));
+    SearchPaths { hf_cache, comfyui: comfyui.into_iter().collect() }
+}
+
+/// A path for people.
+pub(crate) fn shown(path: &Path) -> String {
+    format!("'{}'", path.display())
+}
