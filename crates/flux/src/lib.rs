@@ -3,7 +3,9 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod image_file;
 pub mod noise;
+pub mod pixels;
 pub mod safety;
 pub mod schedule;
 pub mod text;
