@@ -160,6 +160,22 @@ fn foreign_texts_are_named_or_read() {
     assert_eq!((found.provenance, found.ai_generated), (None, false));
 }
 
+/// A little-endian TIFF block as other programs write it, inside a PNG.
+#[test]
+fn foreign_exif_is_read() {
+    let mut tiff = b"II*\0\x08\0\0\0\x02\0".to_vec();
+    for (tag, kind, count, value) in [(0x010F_u16, 2_u16, 12_u32, 56_u32), (0x8769, 4, 1, 38)] {
+        tiff.extend([tag, kind].map(u16::to_le_bytes).concat());
+        tiff.extend([count, value].map(u32::to_le_bytes).concat());
+    }
+    tiff.extend([0; 4]);
+    tiff.extend(b"\x01\0\x86\x92\x07\0\x12\0\0\0\x44\0\0\0\0\0\0\0");
+    tiff.extend(b"Workflow:{}\0");
+    tiff.extend(b"UNICODE\0S\0t\0e\0p\0s\0");
+    let found = read(&png_with(&[(b"eXIf", &tiff)])).expect("a PNG");
+    assert_eq!((found.parameters.as_deref(), &found.other[..]), (Some("Steps"), &["workflow".to_owned()][..]));
+}
+
 #[test]
 fn what_unpacks_to_much_is_left_packed() {
     let bomb = miniz_oxide::deflate::compress_to_vec_zlib(&vec![b'x'; 50_000_000], 9);

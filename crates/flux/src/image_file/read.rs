@@ -162,6 +162,7 @@ impl Reader {
 
     /// A TIFF block: infotext is the comment in its Exif directory; `ComfyUI` puts `prompt:…` into tags of the main one.
     fn exif(&mut self, tiff: &[u8]) {
+        const ASCII: u16 = 2;
         let big_endian = tiff.starts_with(b"MM");
         let u16_at = |at| if big_endian { be16(tiff, at) } else { le16(tiff, at) };
         let u32_at = |at| if big_endian { be32(tiff, at) } else { le32(tiff, at) };
@@ -173,21 +174,22 @@ impl Reader {
                 Some((tag, kind, count as usize, value as usize))
             })
         };
-        for (tag, kind, count, value) in u32_at(4).into_iter().flat_map(|main| entries(main as usize)) {
-            let data = tiff.get(value..).and_then(|data| data.get(..count)).unwrap_or_default();
-            if tag == EXIF_DIRECTORY {
-                let is_comment = |entry: &(u16, u16, usize, usize)| entry.0 == USER_COMMENT;
-                if let Some((_, _, count, value)) = entries(value).find(is_comment) {
-                    let data = tiff.get(value..).and_then(|data| data.get(..count)).unwrap_or_default();
-                    self.parameters = self.parameters.take().or_else(|| comment(data, big_endian));
-                }
-            } else if kind == 2 {
-                for name in ["prompt", "workflow"] {
-                    if data.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes())) {
-                        self.note(name);
-                    }
+        let data =
+            |count: usize, value: usize| tiff.get(value..).and_then(|data| data.get(..count)).unwrap_or_default();
+        let main = || u32_at(4).into_iter().flat_map(|main| entries(main as usize));
+
+        for (.., count, value) in main().filter(|(_, kind, ..)| *kind == ASCII) {
+            for name in ["prompt", "workflow"] {
+                if data(count, value).get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+                {
+                    self.note(name);
                 }
             }
+        }
+        let exif = main().find(|(tag, ..)| *tag == EXIF_DIRECTORY);
+        let user_comment = exif.and_then(|(.., value)| entries(value).find(|(tag, ..)| *tag == USER_COMMENT));
+        if let Some((.., count, value)) = user_comment.filter(|_| self.parameters.is_none()) {
+            self.parameters = comment(data(count, value), big_endian);
         }
     }
 
@@ -206,8 +208,10 @@ impl Reader {
     }
 
     fn inflate(&mut self, data: &[u8]) -> Option<Vec<u8>> {
-        let unpacked = decompress_to_vec_zlib_with_limit(data, self.budget).ok()?;
-        self.budget -= unpacked.len();
+        // What fails has cost work too: after that, nothing more is unpacked.
+        let budget = std::mem::take(&mut self.budget);
+        let unpacked = decompress_to_vec_zlib_with_limit(data, budget).ok()?;
+        self.budget = budget - unpacked.len();
         Some(unpacked)
     }
 
