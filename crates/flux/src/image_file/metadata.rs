@@ -1,0 +1,240 @@
+//! What a file tells about its picture: the mark that a model made it, the parameters as text, and all of it as JSON.
+//!
+//! Text: AUTOMATIC1111's infotext. Mark: IPTC's digital source type in XMP. JSON: PNG key `darkroom`, elsewhere the XMP
+//! property `darkroom:provenance`, together with `darkroom:safety`, which is always there.
+
+use std::borrow::Cow;
+use std::fmt::{self, Write};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// How much a file tells about its picture's making. That a model made it is told at every level, as are the program
+/// and the safety policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum MetadataLevel {
+    /// Everything: the picture can be made again from its file.
+    #[default]
+    Full,
+    /// Everything but the prompts.
+    Minimal,
+    /// Nothing more.
+    None,
+}
+
+impl fmt::Display for MetadataLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Minimal => "minimal",
+            Self::None => "none",
+        })
+    }
+}
+
+impl FromStr for MetadataLevel {
+    type Err = Error;
+
+    /// # Errors
+    /// [`Error::Asked`] about `metadata`.
+    fn from_str(name: &str) -> Result<Self> {
+        match name {
+            "full" => Ok(Self::Full),
+            "minimal" => Ok(Self::Minimal),
+            "none" => Ok(Self::None),
+            _ => Err(Error::asked("metadata", format!("expected full, minimal or none, got '{name}'"))),
+        }
+    }
+}
+
+/// How a picture was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The program and its version: `darkroom 0.1.0`.
+    pub software: String,
+    /// The model's name.
+    pub model: String,
+    /// What was asked for; absent if it is not told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// What was to be avoided, if anything; only true guidance heeds it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Pixels in a row.
+    pub width: u32,
+    /// Rows.
+    pub height: u32,
+    /// Euler steps.
+    pub steps: u32,
+    /// Distilled guidance scale; absent for models without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance: Option<f32>,
+    /// Classifier-free guidance scale; 1 is off.
+    pub true_cfg: f32,
+    /// Where the noise came from.
+    pub seed: u64,
+    /// The noise generator, as [`crate::noise::Noise`] is written.
+    pub noise: String,
+    /// The spacing of sigmas, as [`crate::schedule::ScheduleKind`] is written.
+    pub schedule: String,
+    /// The type that the transformer computed in, such as `bf16`.
+    pub precision: String,
+    /// The safety policy's name.
+    pub safety: String,
+}
+
+impl Provenance {
+    /// What may be told of it at that level, if anything.
+    pub(super) fn told(&self, level: MetadataLevel) -> Option<Cow<'_, Self>> {
+        match level {
+            MetadataLevel::Full => Some(Cow::Borrowed(self)),
+            MetadataLevel::Minimal => Some(Cow::Owned(Self { prompt: None, negative_prompt: None, ..self.clone() })),
+            MetadataLevel::None => None,
+        }
+    }
+
+    /// AUTOMATIC1111's infotext: the prompts on lines of their own, then settings by name.
+    ///
+    /// Control characters other than line ends and tabs are left out: no reader shows them, and some formats cannot hold
+    /// them.
+    pub fn parameters(&self) -> String {
+        let mut text = String::new();
+        if let Some(prompt) = &self.prompt {
+            let _ = writeln!(text, "{prompt}");
+        }
+        if let Some(negative) = self.negative_prompt.as_deref().filter(|negative| !negative.is_empty()) {
+            let _ = writeln!(text, "Negative prompt: {negative}");
+        }
+        let _ = write!(text, "Steps: {}, Sampler: Euler, Schedule type: Simple, ", self.steps);
+        let _ = write!(text, "CFG scale: {}, ", self.true_cfg);
+        if let Some(guidance) = self.guidance {
+            let _ = write!(text, "Distilled CFG Scale: {guidance}, ");
+        }
+        let _ = write!(text, "Seed: {}, Size: {}x{}, ", self.seed, self.width, self.height);
+        let _ = write!(text, "Model: {}, Version: {}", quoted(&self.model), quoted(&self.software));
+        text.retain(|c| !c.is_control() || c == '\n' || c == '\t');
+        text
+    }
+
+    pub(super) fn json(&self) -> String {
+        serde_json::to_string(self).expect("a struct of numbers and text is JSON")
+    }
+
+    /// The XMP packet: the mark always, and the provenance as far as the level goes.
+    pub(super) fn xmp(&self, level: MetadataLevel) -> String {
+        let provenance = self.told(level).map_or_else(String::new, |told| {
+            // XML has no way to write these two; they can only stand inside JSON strings, which can escape them.
+            let json = told.json().replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff");
+            format!("\n   <darkroom:provenance>{}</darkroom:provenance>", escaped(&json))
+        });
+        let (software, safety) = (escaped(&self.software), escaped(&self.safety));
+        format!(
+            r#"<?xpacket begin="{bom}" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    xmlns:xmp="http://ns.adobe.com/xap/1.0/"
+    xmlns:darkroom="urn:darkroom:1#">
+   <Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>
+   <xmp:CreatorTool>{software}</xmp:CreatorTool>
+   <darkroom:safety>{safety}</darkroom:safety>{provenance}
+  </rdf:Description>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="r"?>"#,
+            bom = '\u{FEFF}',
+        )
+    }
+
+    /// A TIFF block, big endian as AUTOMATIC1111 writes it, that holds the parameters as `UserComment`.
+    pub(super) fn exif(&self) -> Vec<u8> {
+        let mut comment = b"UNICODE\0".to_vec();
+        comment.extend(self.parameters().encode_utf16().flat_map(u16::to_be_bytes));
+        let directory = |tag: u16, kind: u16, count: u32, value: u32| {
+            let mut bytes = vec![0, 1];
+            bytes.extend([tag, kind].map(u16::to_be_bytes).concat());
+            bytes.extend([count, value, 0].map(u32::to_be_bytes).concat());
+            bytes
+        };
+        // The header is 8 bytes, each directory with its one entry 18.
+        let header = b"MM\0*\0\0\0\x08";
+        let main = directory(EXIF_DIRECTORY, 4, 1, 8 + 18);
+        let exif = directory(USER_COMMENT, 7, comment.len() as u32, 8 + 18 + 18);
+        [&header[..], &main, &exif, &comment].concat()
+    }
+}
+
+/// TIFF tags: where the directory of Exif's own tags is, and the text that infotext goes into.
+pub(super) const EXIF_DIRECTORY: u16 = 0x8769;
+pub(super) const USER_COMMENT: u16 = 0x9286;
+
+/// IPTC's term for what a trained model made.
+const DIGITAL_SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
+
+/// A value in infotext: as it is, or as a JSON string if it has a character with a meaning there.
+fn quoted(value: &str) -> Cow<'_, str> {
+    if value.contains([',', ':', '\n', '"']) {
+        Cow::Owned(serde_json::Value::from(value).to_string())
+    } else {
+        Cow::Borrowed(value)
+    }
+}
+
+/// Text between XML tags. `json` and names hold no control characters that XML forbids.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn provenance() -> Provenance {
+        Provenance {
+            software: "darkroom 0.1.0".into(),
+            model: "flux1-krea-dev".into(),
+            prompt: Some("a cat,\nsitting".into()),
+            negative_prompt: Some("dogs".into()),
+            width: 1024,
+            height: 768,
+            steps: 28,
+            guidance: Some(4.5),
+            true_cfg: 1.0,
+            seed: u64::MAX,
+            ..Provenance::default()
+        }
+    }
+
+    #[test]
+    fn infotext_is_automatic1111s() {
+        let expected = "a cat,\nsitting\nNegative prompt: dogs\nSteps: 28, Sampler: Euler, Schedule type: Simple, \
+            CFG scale: 1, Distilled CFG Scale: 4.5, Seed: 18446744073709551615, Size: 1024x768, \
+            Model: flux1-krea-dev, Version: darkroom 0.1.0";
+        assert_eq!(provenance().parameters(), expected);
+        let minimal = provenance().told(MetadataLevel::Minimal).unwrap().parameters();
+        assert_eq!(minimal, &expected[expected.find("Steps").unwrap()..]);
+    }
+
+    #[test]
+    fn infotext_quotes_names_and_leaves_out_control_characters() {
+        let odd = Provenance { model: "a, \"b\"".into(), prompt: Some("a\u{0}\u{7}\tb\r\nc".into()), ..provenance() };
+        let text = odd.parameters();
+        assert!(text.starts_with("a\tb\nc\nNegative"), "{text}");
+        assert!(text.contains(r#"Model: "a, \"b\"", Version"#), "{text}");
+    }
+
+    #[test]
+    fn the_mark_is_in_every_packet() {
+        for level in [MetadataLevel::Full, MetadataLevel::Minimal, MetadataLevel::None] {
+            let xmp = provenance().xmp(level);
+            assert!(xmp.contains(">http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia<"));
+            assert_eq!(xmp.contains("a cat"), level == MetadataLevel::Full);
+            assert_eq!(xmp.contains("1024"), level != MetadataLevel::None);
+            assert_eq!(level.to_string().parse::<MetadataLevel>().unwrap(), level);
+        }
+        assert!("some".parse::<MetadataLevel>().is_err());
+    }
+}
