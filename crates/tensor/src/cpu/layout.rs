@@ -34,7 +34,7 @@ impl Cpu {
 
     /// Elements `start..start + len` of each row of `row`.
     pub(super) fn cut(&self, x: &[f32], row: usize, start: usize, len: usize) -> HostBuffer {
-        let rows = if row == 0 { 0 } else { x.len() / row };
+        let rows = x.len().checked_div(row).unwrap_or(0);
         self.gather(rows, len, |i, y| y.copy_from_slice(&x[i * row + start..][..len]))
     }
 

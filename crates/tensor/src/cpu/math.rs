@@ -46,7 +46,7 @@ fn tanh<V: Vector>(x: V) -> V {
         x2,
         &[
             -2.760_768_5e-16,
-            2.000_187_9e-13,
+            2.000_188e-13,
             -8.604_672e-11,
             5.122_297_1e-8,
             1.485_722_4e-5,
@@ -90,7 +90,7 @@ pub(super) fn apply<V: Vector>(f: Unary, values: &mut [f32]) {
         }),
         // ½(1 + tanh u) is sigmoid(2u), which keeps its digits for negative u.
         Unary::GeluTanh => map(values, |x: V| {
-            let twice_u = x.mul(x).mul_add(V::splat(0.071_354_82), V::splat(1.595_769_1)).mul(x);
+            let twice_u = x.mul(x).mul_add(V::splat(0.071_354_82), V::splat(1.595_769)).mul(x);
             x.mul(sigmoid(twice_u))
         }),
         Unary::QuickGelu => map(values, |x: V| x.mul(sigmoid(x.mul(V::splat(1.702))))),

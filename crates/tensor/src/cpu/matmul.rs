@@ -122,19 +122,7 @@ impl Cpu {
             let panels = columns.len().next_multiple_of(panel) * BLOCK.min(words);
             with_scratch(panels + pack::columns_scratch(), |scratch| {
                 let (panels, scratch) = scratch.split_at_mut(panels);
-                self.simd.run(Columns {
-                    m,
-                    x,
-                    weight,
-                    factors,
-                    strips,
-                    own,
-                    columns,
-                    panels,
-                    scratch,
-                    y: out,
-                    epilogue,
-                });
+                self.simd.run(Task { m, x, weight, factors, strips, own, columns, panels, scratch, y: out, epilogue });
             });
         });
         drop(packed);
@@ -195,7 +183,7 @@ impl Kernel for PackRows<'_> {
 }
 
 /// One task: some columns for some strips.
-struct Columns<'a> {
+struct Task<'a> {
     m: usize,
     x: &'a [f32],
     weight: &'a Weight,
@@ -209,7 +197,7 @@ struct Columns<'a> {
     epilogue: Epilogue<'a>,
 }
 
-impl Kernel for Columns<'_> {
+impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {

@@ -4,6 +4,8 @@
 //! not depend on the number of threads, nor on the pieces a weight is stacked from.
 
 mod arch;
+mod attention;
+mod conv2d;
 mod elementwise;
 mod layout;
 mod math;
@@ -21,6 +23,7 @@ pub use arch::Level;
 
 use self::{
     arch::Simd,
+    attention::Seen,
     matmul::{Epilogue, Then},
     norm::{Groups, Modulation},
     parallel::Threads,
@@ -28,7 +31,6 @@ use self::{
 use crate::{
     Backend, Binary, Mask, Padding, Shape, Tensor, Unary, Weight,
     host::{HostBuffer, Recycler, values},
-    reference::Reference,
 };
 
 /// This computer's processor.
@@ -83,11 +85,21 @@ impl Backend for Cpu {
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
-        Reference.attention(q, k, v, scale, mask)
+        let [queries, heads, d] = [q.shape()[0], q.shape()[1], q.shape()[2]];
+        let seen = match mask {
+            Mask::None => Seen::All,
+            Mask::Causal => Seen::Causal,
+            Mask::Bias(bias) => Seen::Biased(values(bias)),
+        };
+        let sizes = [queries, k.shape()[0], heads, d];
+        q.like(q.shape(), self.attend([values(q), values(k), values(v)], sizes, scale, seen).share())
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
-        Reference.conv2d(x, weight, bias, stride, padding)
+        let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
+        let picture = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        let y = self.convolve(values(x), picture, weight, epilogue, stride, padding);
+        x.like(padding.output(x.shape(), weight.shape(), stride), y.share())
     }
 
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {

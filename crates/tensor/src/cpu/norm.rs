@@ -71,7 +71,7 @@ impl Cpu {
         let mut statistics = vec![0.0; blocks * groups.count * 2];
         self.threads.for_each_chunk(&mut statistics, groups.count * 2, 2 * x.len(), |block, statistics| {
             let x = &x[block * chunk..((block + 1) * chunk).min(x.len())];
-            with_scratch(2 * channels, |scratch| self.simd.run(Statistics { x, channels, scratch, statistics }));
+            with_scratch(2 * channels, |scratch| self.simd.run(Measure { x, channels, scratch, statistics }));
         });
 
         // y = x · factor + offset, per channel.
@@ -203,7 +203,7 @@ impl Kernel for RmsNorm<'_> {
 }
 
 /// Mean and squared distances of each group in a block of pixels.
-struct Statistics<'a> {
+struct Measure<'a> {
     x: &'a [f32],
     channels: usize,
     scratch: &'a mut [f32],
@@ -211,7 +211,7 @@ struct Statistics<'a> {
     statistics: &'a mut [f32],
 }
 
-impl Kernel for Statistics<'_> {
+impl Kernel for Measure<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {

@@ -222,7 +222,7 @@ pub(super) fn pack_columns<V: Vector>(
 /// # Safety
 /// `rows` has `LANES` pointers, `words` words can be read from each, and `to` has room for `words` times `stride`.
 #[inline(always)]
-unsafe fn transpose<V: Vector>(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+pub(super) unsafe fn transpose<V: Vector>(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
     let mut at = [std::ptr::null(); MAX_LANES];
     at[..V::LANES].copy_from_slice(rows);
     let whole = words - words % V::LANES;

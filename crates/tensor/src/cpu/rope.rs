@@ -1,6 +1,6 @@
 //! Rotary position embedding of adjacent pairs, alone and fused with the norm of queries and keys that precedes it.
 //!
-//! `x [L, heads, d]`, `angles [L, d/2, 2]` of (cos, sin). Su et al., *RoFormer*.
+//! `x [L, heads, d]`, `angles [L, d/2, 2]` of (cos, sin). Su et al., arXiv 2104.09864.
 
 use super::{
     Cpu,

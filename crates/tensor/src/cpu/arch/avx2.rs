@@ -1,5 +1,7 @@
 //! AVX2 with FMA and F16C: eight lanes, 16 registers.
 
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "a list of all intrinsics says nothing"))]
+
 use std::arch::x86_64::*;
 
 use super::{Kernel, Vector};

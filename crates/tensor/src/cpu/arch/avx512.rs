@@ -2,6 +2,8 @@
 //!
 //! `vdpbf16ps` and `vcvtne2ps2bf16` take subnormal bf16 numbers (below 1.2e-38) for zero and round to nearest even.
 
+#![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "a list of all intrinsics says nothing"))]
+
 use std::{arch::x86_64::*, mem::transmute};
 
 use super::{Kernel, Vector};

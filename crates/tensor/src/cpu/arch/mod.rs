@@ -76,8 +76,8 @@ impl Simd {
     /// Runs a kernel with the level's vectors.
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self.0 {
-            // SAFETY (all three): `Simd::new` saw that the machine has the level's features.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Simd::new` saw that the machine has the level's features.
             Level::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
