@@ -335,21 +335,13 @@ impl Row<'_> {
         let k = self.k;
         let size = dtype.bytes(k);
         assert!(self.bytes.len() == R * size && x.len() == M * k, "rows do not fit");
-        let scale = V::splat(self.scale);
         let mut sums = [[V::splat(0.0); R]; M];
-        let add = |w: V, r: usize, at: usize, len: usize, sums: &mut [[V; R]; M]| {
-            let w = if self.scale == 1.0 { w } else { w.mul(scale) };
-            let w = if self.round { w.round_to_bf16() } else { w };
-            for (row, sums) in sums.iter_mut().enumerate() {
-                sums[r] = w.mul_add(V::from_slice(&x[row * k + at..][..len]), sums[r]);
-            }
-        };
         let whole = k - k % V::LANES;
         for at in (0..whole).step_by(V::LANES) {
             for r in 0..R {
                 // SAFETY: `LANES` elements are left in row `r`.
                 let w = unsafe { V::decode(dtype, self.bytes.as_ptr().add(r * size + dtype.bytes(at))) };
-                add(w, r, at, V::LANES, &mut sums);
+                self.add(w, r, at, V::LANES, x, &mut sums);
             }
         }
         if whole < k {
@@ -357,9 +349,33 @@ impl Row<'_> {
                 let mut tail = [0.0; MAX_LANES];
                 let tail = &mut tail[..k - whole];
                 dtype.decode(&self.bytes[r * size + dtype.bytes(whole)..(r + 1) * size], tail);
-                add(V::from_slice(tail), r, whole, k - whole, &mut sums);
+                self.add(V::from_slice(tail), r, whole, k - whole, x, &mut sums);
             }
         }
-        sums.map(|sums| sums.map(V::sum))
+        let mut dots = [[0.0; R]; M];
+        for (dots, sums) in dots.iter_mut().zip(sums) {
+            for (dot, sum) in dots.iter_mut().zip(sums) {
+                *dot = sum.sum();
+            }
+        }
+        dots
+    }
+
+    /// Adds the products of `len` decoded elements of row `r`, from `at` on.
+    #[inline(always)]
+    fn add<V: Vector, const M: usize, const R: usize>(
+        &self,
+        w: V,
+        r: usize,
+        at: usize,
+        len: usize,
+        x: &[f32],
+        sums: &mut [[V; R]; M],
+    ) {
+        let w = if self.scale == 1.0 { w } else { w.mul(V::splat(self.scale)) };
+        let w = if self.round { w.round_to_bf16() } else { w };
+        for (row, sums) in sums.iter_mut().enumerate() {
+            sums[r] = w.mul_add(V::from_slice(&x[row * self.k + at..][..len]), sums[r]);
+        }
     }
 }
