@@ -51,7 +51,7 @@ fn moments(x: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
 }
 
 /// `2/√π ∫₀ˣ exp(−t²) dt`, by `2/√π · exp(−x²) · Σ 2ⁿ x²ⁿ⁺¹ / (2n+1)!!`, whose terms all have one sign.
-fn erf(x: f64) -> f64 {
+pub(crate) fn erf(x: f64) -> f64 {
     if x.abs() > 6.0 {
         return x.signum();
     }

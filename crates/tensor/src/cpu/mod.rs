@@ -1,21 +1,69 @@
-//! The fast backend.
+//! The fast backend: this computer's processor, with the best vector extension it has.
+//!
+//! Each file here is one algorithm, written once for any vector; [`arch`] says what a vector is on each machine. Results do
+//! not depend on the number of threads, nor on the pieces a weight is stacked from.
+
+mod arch;
+mod attention;
+mod conv2d;
+mod elementwise;
+mod layout;
+mod math;
+mod matmul;
+mod norm;
+mod pack;
+mod parallel;
+mod peak;
+mod rope;
+mod tile;
 
 use std::sync::Arc;
 
+pub use arch::Level;
+
+use self::{
+    arch::Simd,
+    attention::Seen,
+    matmul::{Epilogue, Then},
+    norm::{Groups, Modulation},
+    parallel::Threads,
+};
 use crate::{
     Backend, Binary, Mask, Padding, Shape, Tensor, Unary, Weight,
-    host::{HostBuffer, values},
-    reference::Reference,
+    host::{HostBuffer, Recycler, values},
 };
 
 /// This computer's processor.
 #[derive(Debug)]
-pub struct Cpu;
+pub struct Cpu {
+    simd: Simd,
+    threads: Threads,
+    recycler: Arc<Recycler>,
+}
 
 impl Cpu {
     /// Starts it with this many threads, or with as many as there are cores.
-    pub fn new(_threads: Option<usize>) -> Arc<Self> {
-        Arc::new(Self)
+    pub fn new(threads: Option<usize>) -> Arc<Self> {
+        Self::with_level(Level::best(), threads)
+    }
+
+    /// Starts it with a certain vector extension.
+    ///
+    /// # Panics
+    /// If the machine lacks it: ask [`Level::is_available`].
+    pub fn with_level(level: Level, threads: Option<usize>) -> Arc<Self> {
+        Arc::new(Self { simd: Simd::new(level), threads: Threads::new(threads), recycler: Arc::default() })
+    }
+
+    /// Memory for a result.
+    fn buffer(&self, len: usize) -> HostBuffer {
+        self.recycler.take(len)
+    }
+
+    fn product(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, then: Then<'_>) -> Tensor {
+        let epilogue = Epilogue { bias: bias.map(values), then };
+        let y = self.matmul(x.shape().rows(), values(x), weight, epilogue);
+        x.like(x.shape().with_last(weight.out_features()), y.share())
     }
 }
 
@@ -32,60 +80,125 @@ impl Backend for Cpu {
         values(x).to_vec()
     }
 
-    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor {
-        let y = Reference::new().embedding(table, ids);
-        Tensor::new(y.shape(), y.buffer().clone(), self)
-    }
-
     fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
-        Reference.linear(x, weight, bias)
+        self.product(x, weight, bias, Then::Nothing)
     }
 
     fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
-        Reference.attention(q, k, v, scale, mask)
+        let [queries, heads, d] = [q.shape()[0], q.shape()[1], q.shape()[2]];
+        let seen = match mask {
+            Mask::None => Seen::All,
+            Mask::Causal => Seen::Causal,
+            Mask::Bias(bias) => Seen::Biased(values(bias)),
+        };
+        let sizes = [queries, k.shape()[0], heads, d];
+        q.like(q.shape(), self.attend([values(q), values(k), values(v)], sizes, scale, seen).share())
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
-        Reference.conv2d(x, weight, bias, stride, padding)
+        let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
+        let picture = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        let y = self.convolve(values(x), picture, weight, epilogue, stride, padding);
+        x.like(padding.output(x.shape(), weight.shape(), stride), y.share())
     }
 
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
-        Reference.layer_norm(x, eps)
+        x.like(x.shape(), self.norm_rows(values(x), x.shape().last(), eps, None).share())
     }
 
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
-        Reference.rms_norm(x, weight, eps)
+        x.like(x.shape(), self.rms_norm_rows(values(x), values(weight), eps).share())
     }
 
     fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        Reference.group_norm(x, groups, weight, bias, eps)
+        let groups = Groups { count: groups, weight: values(weight), bias: values(bias), eps, silu: false };
+        x.like(x.shape(), self.norm_groups(values(x), groups).share())
     }
 
     fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
-        Reference.unary(x, f)
+        x.like(x.shape(), self.map(values(x), f).share())
     }
 
     fn binary(&self, a: &Tensor, b: &Tensor, f: Binary) -> Tensor {
-        Reference.binary(a, b, f)
+        a.like(a.shape(), self.combine(values(a), values(b), f).share())
     }
 
     fn rope(&self, x: &Tensor, angles: &Tensor) -> Tensor {
-        Reference.rope(x, angles)
+        x.like(x.shape(), self.rotate(values(x), x.shape()[1], x.shape()[2], values(angles)).share())
+    }
+
+    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor {
+        let d = table.row_len();
+        let mut y = self.buffer(ids.len() * d);
+        for (y, &id) in y.values_mut().chunks_mut(d.max(1)).zip(ids) {
+            table.decode_row(id as usize, y);
+        }
+        Tensor::new([ids.len(), d], y.share(), self)
     }
 
     fn concat(&self, parts: &[&Tensor], axis: usize) -> Tensor {
-        Reference.concat(parts, axis)
+        let shape = parts[0].shape();
+        let outer = shape.dims()[..axis].iter().product();
+        let elements: Vec<&[f32]> = parts.iter().map(|part| values(part)).collect();
+        let extent = parts.iter().map(|part| part.shape()[axis]).sum();
+        parts[0].like(shape.with(axis, extent), self.join(outer, &elements).share())
     }
 
     fn slice(&self, x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor {
-        Reference.slice(x, axis, start, len)
+        let inner: usize = x.shape().dims()[axis + 1..].iter().product();
+        let y = self.cut(values(x), x.shape()[axis] * inner, start * inner, len * inner);
+        x.like(x.shape().with(axis, len), y.share())
     }
 
     fn permute(&self, x: &Tensor, axes: &[usize]) -> Tensor {
-        Reference.permute(x, axes)
+        let extents: Vec<usize> = axes.iter().map(|&axis| x.shape()[axis]).collect();
+        x.like(Shape::new(&extents), self.reorder(values(x), x.shape(), axes).share())
     }
 
     fn upsample_nearest_2x(&self, x: &Tensor) -> Tensor {
-        Reference.upsample_nearest_2x(x)
+        let [height, width, channels] = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        x.like([2 * height, 2 * width, channels], self.double(values(x), [height, width, channels]).share())
+    }
+
+    fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, f: Unary) -> Tensor {
+        self.product(x, weight, bias, Then::Unary(f))
+    }
+
+    fn linear_gated_add(
+        &self,
+        residual: &Tensor,
+        gate: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        self.product(x, weight, bias, Then::GatedAdd { gate: values(gate), residual: values(residual) })
+    }
+
+    fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
+        let modulation = Modulation { shift: values(shift), scale: values(scale) };
+        x.like(x.shape(), self.norm_rows(values(x), x.shape().last(), eps, Some(modulation)).share())
+    }
+
+    fn add_scaled(&self, y: &Tensor, a: f32, x: &Tensor) -> Tensor {
+        y.like(y.shape(), self.scaled_sum(values(y), a, values(x)).share())
+    }
+
+    fn qk_norm_rope(
+        &self,
+        x: &Tensor,
+        start: usize,
+        heads: usize,
+        weight: &Tensor,
+        angles: &Tensor,
+        eps: f32,
+    ) -> Tensor {
+        let y = self.norm_rotate([values(x), values(weight), values(angles)], x.shape()[1], start, heads, eps);
+        x.like([x.shape()[0], heads, weight.shape()[0]], y.share())
+    }
+
+    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+        let groups = Groups { count: groups, weight: values(weight), bias: values(bias), eps, silu: true };
+        x.like(x.shape(), self.norm_groups(values(x), groups).share())
     }
 }

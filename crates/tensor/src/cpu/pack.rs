@@ -1,0 +1,273 @@
+//! Operands as the register tile reads them.
+//!
+//! A *word* is 32 bits of factors: one f32, or two bf16 neighbours along the sum. The sum's axis is cut into blocks of
+//! [`BLOCK`] words. A *strip* is a few rows of the left operand, word by word: `[word][row]`; a *panel* is two vectors of
+//! columns of the right one: `[word][column]`. (Goto and van de Geijn, *Anatomy of high-performance matrix multiplication*.)
+
+use std::ops::Range;
+
+use super::arch::{Simd, Vector, VectorSlice};
+use crate::{DType, Precision, Weight};
+
+/// Words of the sum's axis in one block: a strip of it (12 KiB) stays in the first cache, the panels of a task (128 KiB and
+/// more) in the second.
+pub(super) const BLOCK: usize = 256;
+
+/// The most lanes that a vector has.
+pub(super) const MAX_LANES: usize = 16;
+
+/// What a word holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Factors {
+    /// One f32.
+    F32,
+    /// One f32 that is a bf16: for machines that cannot multiply bf16.
+    RoundedF32,
+    /// Two bf16 numbers.
+    Bf16Pairs,
+}
+
+impl Factors {
+    /// How `simd` multiplies in this precision.
+    pub(super) fn new(precision: Precision, simd: Simd) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::BF16 if simd.has_bf16_pairs() => Self::Bf16Pairs,
+            Precision::BF16 => Self::RoundedF32,
+        }
+    }
+
+    /// Factors in a word.
+    #[inline(always)]
+    pub(super) fn per_word(self) -> usize {
+        if self == Self::Bf16Pairs { 2 } else { 1 }
+    }
+
+    /// Words that a row of `len` factors takes.
+    pub(super) fn words(self, len: usize) -> usize {
+        len.div_ceil(self.per_word())
+    }
+}
+
+/// The blocks of an axis of `words`; at least one, so that an empty sum still writes its zeros.
+pub(super) fn blocks(words: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..words.div_ceil(BLOCK).max(1)).map(move |i| i * BLOCK..((i + 1) * BLOCK).min(words))
+}
+
+/// The strips of `rows`: as few as tiles of `tile_rows` allow, and of nearly equal height.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strips {
+    rows: usize,
+    count: usize,
+}
+
+impl Strips {
+    pub(super) fn new(rows: usize, tile_rows: usize) -> Self {
+        Self { rows, count: rows.div_ceil(tile_rows) }
+    }
+
+    pub(super) fn count(self) -> usize {
+        self.count
+    }
+
+    /// Rows of the strip `index`.
+    #[inline(always)]
+    pub(super) fn rows(self, index: usize) -> Range<usize> {
+        index * self.rows / self.count..(index + 1) * self.rows / self.count
+    }
+}
+
+/// Makes words of the numbers in a row; the last word is filled up with zero.
+#[inline(always)]
+pub(super) fn to_words<V: Vector>(factors: Factors, numbers: &[f32], words: &mut [f32]) {
+    match factors {
+        Factors::F32 => words.copy_from_slice(numbers),
+        Factors::RoundedF32 => {
+            for (words, numbers) in words.chunks_mut(V::LANES).zip(numbers.chunks(V::LANES)) {
+                V::from_slice(numbers).round_to_bf16().to_slice(words);
+            }
+        }
+        Factors::Bf16Pairs => {
+            for (words, numbers) in words.chunks_mut(V::LANES).zip(numbers.chunks(2 * V::LANES)) {
+                let second = numbers.get(V::LANES..).unwrap_or_default();
+                V::bf16_pairs(V::from_slice(numbers), V::from_slice(second)).to_slice(words);
+            }
+        }
+    }
+}
+
+/// Packs a strip: `rows` (each of `words` words) to `to[word · rows + row]`.
+///
+/// # Safety
+/// There are at most `LANES` rows, `words` words can be read from each, and `to` has room for all of them.
+#[inline(always)]
+pub(super) unsafe fn pack_strip<V: Vector>(rows: &[*const f32], words: usize, to: *mut f32) {
+    let height = rows.len();
+    let mut square = [0.0; MAX_LANES * MAX_LANES];
+    // Rows that the strip lacks repeat the last one, and are not copied.
+    let mut at = [rows[height - 1]; MAX_LANES];
+    at[..height].copy_from_slice(rows);
+    let mut word = 0;
+    while word + V::LANES <= words {
+        // SAFETY: a whole square is left in every row; the strip has room for `LANES` words of `height`.
+        unsafe {
+            V::transpose(&at[..V::LANES], square.as_mut_ptr(), V::LANES);
+            for j in 0..V::LANES {
+                let lanes = V::load(square.as_ptr().add(j * V::LANES));
+                lanes.store_first(to.add((word + j) * height), height);
+            }
+            for at in &mut at {
+                *at = at.wrapping_add(V::LANES);
+            }
+        }
+        word += V::LANES;
+    }
+    for word in word..words {
+        for (i, row) in rows.iter().enumerate() {
+            // SAFETY: both indices are within what the caller promises.
+            unsafe { to.add(word * height + i).write(row.add(word).read()) };
+        }
+    }
+}
+
+/// Decodes consecutive elements of one row.
+#[inline(always)]
+pub(super) fn decode<V: Vector>(dtype: DType, scale: f32, bytes: &[u8], out: &mut [f32]) {
+    let whole = out.len() - out.len() % V::LANES;
+    assert!(bytes.len() >= dtype.bytes(out.len()), "{} bytes for {} elements of {dtype:?}", bytes.len(), out.len());
+    // The format is known outside of the loop: one loop for each.
+    match dtype {
+        DType::F32 => decode_whole::<V>(DType::F32, scale, bytes, &mut out[..whole]),
+        DType::F16 => decode_whole::<V>(DType::F16, scale, bytes, &mut out[..whole]),
+        DType::BF16 => decode_whole::<V>(DType::BF16, scale, bytes, &mut out[..whole]),
+        DType::F8E4M3 => decode_whole::<V>(DType::F8E4M3, scale, bytes, &mut out[..whole]),
+        DType::F8E5M2 => decode_whole::<V>(DType::F8E5M2, scale, bytes, &mut out[..whole]),
+    }
+    let tail = &mut out[whole..];
+    dtype.decode(&bytes[dtype.bytes(whole)..][..dtype.bytes(tail.len())], tail);
+    for value in tail {
+        *value *= scale;
+    }
+}
+
+#[inline(always)]
+fn decode_whole<V: Vector>(dtype: DType, scale: f32, bytes: &[u8], out: &mut [f32]) {
+    let scale = V::splat(scale);
+    for (i, out) in out.chunks_exact_mut(V::LANES).enumerate() {
+        // SAFETY: the caller has checked that there are bytes for all of `out`.
+        unsafe { V::decode(dtype, bytes.as_ptr().add(dtype.bytes(i * V::LANES))) }.mul(scale).to_slice(out);
+    }
+}
+
+/// Room that [`pack_columns`] needs beside its result: the rows of one vector of columns, a row of zeros, a decoded row.
+pub(super) fn columns_scratch() -> usize {
+    BLOCK * (MAX_LANES + 1) + 2 * BLOCK
+}
+
+/// Packs the words `block` of a weight's rows `columns` into panels: `to[panel][word][column]`, columns that are missing in
+/// the last panel zero.
+#[inline(always)]
+pub(super) fn pack_columns<V: Vector>(
+    weight: &Weight,
+    factors: Factors,
+    columns: Range<usize>,
+    block: Range<usize>,
+    scratch: &mut [f32],
+    to: &mut [f32],
+) {
+    let words = block.len();
+    let elements = block.start * factors.per_word()..(block.end * factors.per_word()).min(weight.row_len());
+    let (rows, rest) = scratch.split_at_mut(BLOCK * MAX_LANES);
+    let (zeros, decoded) = rest.split_at_mut(BLOCK);
+    let decoded = &mut decoded[..elements.len()];
+    zeros[..words].fill(0.0);
+    let mut pieces = Pieces::new(weight, columns.start);
+    let panels = columns.len().div_ceil(2 * V::LANES);
+    assert!(to.len() >= panels * words * 2 * V::LANES, "no room for {panels} panels");
+    for half in 0..2 * panels {
+        let mut at = [zeros.as_ptr(); MAX_LANES];
+        let missing = (half * V::LANES).min(columns.len());
+        let present = (columns.len() - missing).min(V::LANES);
+        for (at, row) in at[..present].iter_mut().zip(rows.chunks_exact_mut(BLOCK)) {
+            let Some((dtype, scale, bytes)) = pieces.next() else { unreachable!("the weight has all columns") };
+            let bytes = &bytes[dtype.bytes(elements.start)..dtype.bytes(elements.end)];
+            let are_words = scale == 1.0
+                && match factors {
+                    Factors::F32 => dtype == DType::F32,
+                    Factors::RoundedF32 => false,
+                    Factors::Bf16Pairs => dtype == DType::BF16 && elements.len() == 2 * words,
+                };
+            if are_words {
+                *at = bytes.as_ptr().cast();
+            } else {
+                if factors == Factors::F32 {
+                    decode::<V>(dtype, scale, bytes, &mut row[..words]);
+                } else {
+                    decode::<V>(dtype, scale, bytes, decoded);
+                    to_words::<V>(factors, decoded, &mut row[..words]);
+                }
+                *at = row.as_ptr();
+            }
+        }
+        let panel = &mut to[half / 2 * words * 2 * V::LANES..];
+        // SAFETY: every row has `words` words (in the file, in scratch, or zeros), the panel has room for them.
+        unsafe {
+            transpose::<V>(&at[..V::LANES], words, panel.as_mut_ptr().add(half % 2 * V::LANES), 2 * V::LANES);
+        }
+    }
+}
+
+/// Writes a vector of rows on their side: word `j` of row `i` to `to[j · stride + i]`. Rows may start at any byte.
+///
+/// # Safety
+/// `rows` has `LANES` pointers, `words` words can be read from each, and `to` has room for `words` times `stride`.
+#[inline(always)]
+pub(super) unsafe fn transpose<V: Vector>(rows: &[*const f32], words: usize, to: *mut f32, stride: usize) {
+    let mut at = [std::ptr::null(); MAX_LANES];
+    at[..V::LANES].copy_from_slice(rows);
+    let whole = words - words % V::LANES;
+    for word in (0..whole).step_by(V::LANES) {
+        // SAFETY: a whole square is left in every row, and there is room for it.
+        unsafe { V::transpose(&at[..V::LANES], to.add(word * stride), stride) };
+        for at in &mut at {
+            *at = at.wrapping_add(V::LANES);
+        }
+    }
+    for word in whole..words {
+        for (i, row) in rows.iter().enumerate() {
+            // SAFETY: both indices are within what the caller promises.
+            unsafe { to.add(word * stride + i).write(row.add(word).read_unaligned()) };
+        }
+    }
+}
+
+/// The rows of a weight from some row on: format, scale and bytes.
+struct Pieces<'a> {
+    rest: &'a [crate::Rows],
+    index: usize,
+    row_len: usize,
+}
+
+impl<'a> Pieces<'a> {
+    #[inline(always)]
+    fn new(weight: &'a Weight, first: usize) -> Self {
+        Self { rest: weight.rows(), index: first, row_len: weight.row_len() }
+    }
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = (DType, f32, &'a [u8]);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.index >= self.rest.first()?.count {
+            self.index -= self.rest[0].count;
+            self.rest = &self.rest[1..];
+        }
+        let piece = &self.rest[0];
+        let size = piece.dtype.bytes(self.row_len);
+        let bytes = &piece.bytes.get()[self.index * size..(self.index + 1) * size];
+        self.index += 1;
+        Some((piece.dtype, piece.scale, bytes))
+    }
+}

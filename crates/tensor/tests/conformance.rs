@@ -1,0 +1,421 @@
+//! Every operation on every backend against the reference, on fresh random inputs and odd shapes.
+//!
+//! The measure is NMSE, Σ(y − ŷ)² / Σŷ²: one rounding of f32 is about 1e-15 of it, a sum of a thousand products 1e-13. A
+//! failure prints its seed; `CONFORMANCE_SEED=… cargo test -p tensor` repeats it.
+
+use std::sync::Arc;
+
+use half::{bf16, f16};
+use tensor::{
+    Backend, Bytes, DType, Mask, Padding, Precision, Rows, Shape, Tensor, Unary, Weight,
+    cpu::{Cpu, Level},
+    reference::Reference,
+};
+
+/// Sums of rounded products: √(number of products) roundings, with room for cancellation.
+const SUMS: f64 = 1e-11;
+/// A few roundings and one of our own functions of 3e-7.
+const FUNCTIONS: f64 = 1e-12;
+/// Nothing is computed.
+const EXACT: f64 = 0.0;
+
+struct Random {
+    seed: u64,
+    state: u64,
+}
+
+impl Random {
+    fn new() -> Self {
+        let seed = std::env::var("CONFORMANCE_SEED").ok().and_then(|s| s.parse().ok());
+        let now =
+            || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64);
+        let seed = seed.unwrap_or_else(now);
+        Self { seed, state: seed }
+    }
+
+    /// splitmix64.
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// About normal: the sum of four uniform numbers.
+    fn normal(&mut self) -> f32 {
+        let uniform = |bits: u64| (bits & 0xffff) as f32 / 65536.0 - 0.5;
+        let bits = self.next();
+        (0..4).map(|i| uniform(bits >> (16 * i))).sum::<f32>() * 3f32.sqrt()
+    }
+
+    fn normals(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.normal()).collect()
+    }
+
+    fn tensor(&mut self, shape: impl Into<Shape>) -> (Shape, Vec<f32>) {
+        let shape = shape.into();
+        (shape, self.normals(shape.count()))
+    }
+
+    /// `count` elements in a storage format; 8-bit codes are uniform over all finite numbers.
+    fn bytes(&mut self, dtype: DType, count: usize) -> Arc<[u8]> {
+        match dtype {
+            DType::F32 => (0..count).flat_map(|_| self.normal().to_le_bytes()).collect(),
+            DType::F16 => (0..count).flat_map(|_| f16::from_f32(self.normal()).to_le_bytes()).collect(),
+            DType::BF16 => (0..count).flat_map(|_| bf16::from_f32(self.normal()).to_le_bytes()).collect(),
+            DType::F8E4M3 => self.codes(count, 0x7e),
+            DType::F8E5M2 => self.codes(count, 0x7b),
+        }
+    }
+
+    fn codes(&mut self, count: usize, largest: u8) -> Arc<[u8]> {
+        let code = |bits: u64| (bits as u8 & 0x80) | ((bits >> 8) as u8 & 0x7f).min(largest);
+        (0..count).map(|_| code(self.next())).collect()
+    }
+
+    fn weight(&mut self, shape: impl Into<Shape>, pieces: &[(usize, DType, f32)], precision: Precision) -> Weight {
+        let shape = shape.into();
+        let row = shape.count() / shape[0].max(1);
+        let rows = pieces.iter().map(|&(count, dtype, scale)| {
+            let bytes = self.bytes(dtype, count * row).into();
+            Rows { count, dtype, scale, bytes }
+        });
+        Weight::new(shape, rows.collect(), precision)
+    }
+}
+
+const DTYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::BF16];
+
+fn levels() -> Vec<Arc<dyn Backend>> {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+    levels.map(|level| Cpu::with_level(level, Some(2)) as Arc<dyn Backend>).collect()
+}
+
+fn nmse(got: &[f32], expected: &[f32]) -> f64 {
+    let sum = |f: &dyn Fn(f64, f64) -> f64| got.iter().zip(expected).map(|(&g, &e)| f(g.into(), e.into())).sum::<f64>();
+    let error = sum(&|g, e| (g - e).powi(2));
+    if error == 0.0 { 0.0 } else { error / sum(&|_, e| e * e) }
+}
+
+/// Runs `operation` on the reference and on every level and compares.
+fn check(
+    random: &Random,
+    case: &str,
+    bound: f64,
+    inputs: &[(Shape, Vec<f32>)],
+    operation: impl Fn(&Arc<dyn Backend>, &[Tensor]) -> Tensor,
+) {
+    let run = |backend: &Arc<dyn Backend>| {
+        let tensors: Vec<_> = inputs.iter().map(|(s, v)| Tensor::from_vec(backend, *s, v.clone())).collect();
+        operation(backend, &tensors)
+    };
+    let reference: Arc<dyn Backend> = Reference::new();
+    let expected = run(&reference);
+    for backend in levels() {
+        let got = run(&backend);
+        assert_eq!(got.shape(), expected.shape(), "{case} on {backend:?}");
+        let error = nmse(&got.to_vec(), &expected.to_vec());
+        assert!(error <= bound, "{case} on {backend:?}: NMSE {error:.2e} > {bound:.0e}; seed {}", random.seed);
+    }
+}
+
+#[test]
+fn linear_in_every_format_and_precision() {
+    let mut random = Random::new();
+    for (m, k, n) in [
+        (0, 5, 3),
+        (7, 0, 5),
+        (1, 1, 1),
+        (1, 17, 33),
+        (2, 64, 16),
+        (3, 33, 65),
+        (4, 129, 31),
+        (5, 3, 7),
+        (13, 257, 70),
+        (17, 300, 35),
+        (33, 65, 130),
+        (65, 530, 33),
+    ] {
+        let x = random.tensor([m, k]);
+        let bias = random.tensor([n]);
+        for (dtype, precision) in DTYPES.iter().flat_map(|d| PRECISIONS.map(|p| (*d, p))) {
+            for pieces in [vec![(n, dtype, 1.0)], vec![(n / 3, dtype, 0.37), (n - n / 3, dtype, 1.0)]] {
+                let weight = random.weight([n, k], &pieces, precision);
+                let case = format!("linear {m}×{k}→{n} {dtype:?} {precision:?} {} pieces", pieces.len());
+                check(&random, &case, SUMS, &[x.clone(), bias.clone()], |_, t| t[0].linear(&weight, Some(&t[1])));
+            }
+        }
+        let mixed = [(n / 4, DType::BF16, 1.0), (n / 2, DType::F8E4M3, 0.05), (n - n / 4 - n / 2, DType::F32, 1.0)];
+        for precision in PRECISIONS {
+            let weight = random.weight([n, k], &mixed, precision);
+            let case = format!("linear {m}×{k}→{n} of three formats, {precision:?}");
+            check(&random, &case, SUMS, std::slice::from_ref(&x), |_, t| t[0].linear(&weight, None));
+        }
+    }
+}
+
+const FUNCTIONS_OF_ONE: [Unary; 7] =
+    [Unary::Silu, Unary::Gelu, Unary::GeluTanh, Unary::QuickGelu, Unary::Relu, Unary::Tanh, Unary::Affine(-1.3, 0.7)];
+
+#[test]
+fn linear_with_what_follows() {
+    let mut random = Random::new();
+    for (m, k, n) in [(1, 40, 19), (3, 65, 64), (30, 70, 100), (65, 33, 33)] {
+        let x = random.tensor([m, k]);
+        let [bias, gate] = [random.tensor([n]), random.tensor([n])];
+        let residual = random.tensor([m, n]);
+        let inputs = [x, bias, gate, residual];
+        for precision in PRECISIONS {
+            let weight = random.weight([n, k], &[(n, DType::BF16, 1.0)], precision);
+            for f in FUNCTIONS_OF_ONE {
+                check(&random, &format!("linear {m}×{k}→{n} {f:?}"), SUMS, &inputs, |_, t| {
+                    t[0].linear_unary(&weight, Some(&t[1]), f)
+                });
+            }
+            for with_bias in [true, false] {
+                check(&random, &format!("linear {m}×{k}→{n} gated"), SUMS, &inputs, |_, t| {
+                    t[3].linear_gated_add(&t[2], &t[0], &weight, with_bias.then_some(&t[1]))
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_with_every_mask() {
+    let mut random = Random::new();
+    for (lq, lk, heads, d) in [
+        (1, 1, 1, 1),
+        (3, 5, 2, 8),
+        (33, 65, 3, 17),
+        (77, 77, 2, 64),
+        (130, 300, 1, 128),
+        (5, 129, 2, 40),
+        (20, 33, 1, 512),
+        (0, 3, 2, 8),
+    ] {
+        let [q, k, v] = [random.tensor([lq, heads, d]), random.tensor([lk, heads, d]), random.tensor([lk, heads, d])];
+        let mut bias = random.tensor([heads, lq, lk]);
+        // Some keys are out of sight, and scores are large enough for some weights to vanish.
+        bias.1.iter_mut().step_by(7).for_each(|b| *b = -1e9);
+        let inputs = [q, k, v, bias];
+        for scale in [1.0 / (d as f32).sqrt(), 3.0] {
+            let case = format!("attention {lq}×{lk}, {heads}×{d}, scale {scale}");
+            // Scores are rounded at their own size before they are exponents.
+            let bound = SUMS * f64::from(1.0 + scale * scale * d as f32);
+            check(&random, &case, bound, &inputs, |_, t| t[0].attention(&t[1], &t[2], scale, Mask::None));
+            check(&random, &case, bound, &inputs, |_, t| t[0].attention(&t[1], &t[2], scale, Mask::Bias(&t[3])));
+            if lq == lk {
+                check(&random, &case, bound, &inputs, |_, t| t[0].attention(&t[1], &t[2], scale, Mask::Causal));
+            }
+        }
+    }
+}
+
+#[test]
+fn convolutions() {
+    let mut random = Random::new();
+    for (h, w, from, to, kh, kw, stride, padding) in [
+        (1, 1, 1, 1, 1, 1, 1, Padding::default()),
+        (5, 7, 3, 5, 3, 3, 1, Padding::all(1)),
+        (9, 6, 16, 33, 3, 3, 1, Padding::all(1)),
+        (17, 13, 33, 3, 3, 3, 1, Padding::all(1)),
+        (12, 11, 65, 34, 3, 3, 2, Padding { bottom: 1, right: 1, ..Padding::default() }),
+        (6, 9, 20, 65, 1, 1, 1, Padding::default()),
+        (8, 8, 4, 7, 4, 2, 2, Padding { top: 2, left: 0, bottom: 1, right: 3 }),
+        (14, 14, 3, 20, 14, 14, 14, Padding::default()),
+    ] {
+        let x = random.tensor([h, w, from]);
+        let bias = random.tensor([to]);
+        for (dtype, precision) in DTYPES.iter().flat_map(|d| PRECISIONS.map(|p| (*d, p))) {
+            let weight =
+                random.weight([to, from, kh, kw], &[(to / 2, dtype, 1.0), (to - to / 2, dtype, 0.3)], precision);
+            let case = format!("conv {h}×{w}×{from}→{to}, {kh}×{kw}/{stride} {padding:?} {dtype:?} {precision:?}");
+            let inputs = [x.clone(), bias.clone()];
+            check(&random, &case, SUMS, &inputs, |_, t| t[0].conv2d(&weight, Some(&t[1]), stride, padding));
+        }
+        let weight = random.weight([to, from, kh, kw], &[(to, DType::F32, 1.0)], Precision::F32);
+        check(&random, "conv without bias", SUMS, &[x], |_, t| t[0].conv2d(&weight, None, stride, padding));
+    }
+}
+
+#[test]
+fn norms() {
+    let mut random = Random::new();
+    for (rows, width) in [(1, 1), (3, 17), (5, 64), (33, 65), (2, 3072), (300, 100), (0, 8)] {
+        let [x, shift, scale] = [random.tensor([rows, width]), random.tensor([width]), random.tensor([width])];
+        // Far from zero, where a difference of squares would lose its digits.
+        let far = (x.0, x.1.iter().map(|v| v + 100.0).collect());
+        let inputs = [x, shift, scale, far];
+        let case = format!("norm of {rows}×{width}");
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[0].layer_norm(1e-6));
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[0].modulated_norm(&t[1], &t[2], 1e-6));
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[0].rms_norm(&t[1], 1e-6));
+        // A mean of 100 is known to half a unit of its last place, 4e-6, and so is the distance from it.
+        check(&random, &case, 1e-9, &inputs, |_, t| t[3].layer_norm(1e-5));
+    }
+    for (h, w, channels, groups) in [(1, 1, 4, 2), (3, 5, 6, 3), (16, 17, 32, 32), (33, 20, 128, 32), (7, 9, 33, 1)] {
+        let [x, weight, bias] = [random.tensor([h, w, channels]), random.tensor([channels]), random.tensor([channels])];
+        let far = (x.0, x.1.iter().map(|v| v + 30.0).collect());
+        let inputs = [x, weight, bias, far];
+        let case = format!("group norm of {h}×{w}×{channels} by {groups}");
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[0].group_norm(groups, &t[1], &t[2], 1e-6));
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[0].group_norm_silu(groups, &t[1], &t[2], 1e-6));
+        check(&random, &case, 1e-9, &inputs, |_, t| t[3].group_norm(groups, &t[1], &t[2], 1e-5));
+    }
+}
+
+#[test]
+fn rotations() {
+    let mut random = Random::new();
+    for (tokens, heads, d, start, columns) in
+        [(1, 1, 2, 0, 2), (3, 2, 6, 5, 40), (17, 3, 64, 192, 600), (65, 5, 34, 1, 200), (0, 1, 8, 0, 8)]
+    {
+        let x = random.tensor([tokens, heads, d]);
+        let fused = random.tensor([tokens, columns]);
+        let angle: Vec<f32> = random.normals(tokens * d / 2);
+        let angles = ([tokens, d / 2, 2].into(), angle.iter().flat_map(|a| [a.cos(), a.sin()]).collect());
+        let weight = random.tensor([d]);
+        let inputs = [x, fused, angles, weight];
+        let case = format!("rope of {tokens}×{heads}×{d}");
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[0].rope(&t[2]));
+        check(&random, &case, FUNCTIONS, &inputs, |_, t| t[1].qk_norm_rope(start, heads, &t[3], &t[2], 1e-6));
+    }
+}
+
+#[test]
+fn elementwise() {
+    let mut random = Random::new();
+    for (rows, width) in [(1, 1), (3, 17), (33, 65), (20, 1000), (0, 4), (300, 129)] {
+        let inputs = [random.tensor([rows, width]), random.tensor([rows, width]), random.tensor([width])];
+        for f in FUNCTIONS_OF_ONE {
+            check(&random, &format!("{f:?} of {rows}×{width}"), FUNCTIONS, &inputs, |_, t| {
+                t[0].affine(6.0, 0.0).unary(f)
+            });
+        }
+        for b in [1, 2] {
+            let case = format!("a function of two, {rows}×{width}, {b}");
+            check(&random, &case, EXACT, &inputs, |_, t| t[0].add(&t[b]));
+            check(&random, &case, EXACT, &inputs, |_, t| t[0].sub(&t[b]));
+            check(&random, &case, EXACT, &inputs, |_, t| t[0].mul(&t[b]));
+        }
+        check(&random, "add scaled", FUNCTIONS, &inputs, |_, t| t[0].add_scaled(-0.3, &t[1]));
+    }
+}
+
+#[test]
+fn movements() {
+    let mut random = Random::new();
+    for shape in [[2, 3, 4, 5], [1, 17, 1, 33], [3, 1, 65, 2], [7, 40, 30, 16]] {
+        let inputs = [random.tensor(shape), random.tensor(shape)];
+        for axis in 0..4 {
+            let case = format!("axis {axis} of {shape:?}");
+            let extent = shape[axis];
+            check(&random, &case, EXACT, &inputs, |_, t| t[0].slice(axis, extent / 3, extent - extent / 2));
+            check(&random, &case, EXACT, &inputs, |_, t| t[0].slice(axis, extent / 2, 0));
+            check(&random, &case, EXACT, &inputs, |_, t| {
+                Tensor::concat(&[&t[0], &t[1].slice(axis, 0, extent.div_ceil(2)), &t[1]], axis)
+            });
+        }
+        for axes in [[3, 2, 1, 0], [0, 2, 1, 3], [1, 0, 3, 2], [2, 3, 0, 1]] {
+            check(&random, &format!("{axes:?} of {shape:?}"), EXACT, &inputs, |_, t| t[0].permute(&axes));
+        }
+    }
+    for shape in [[1, 1, 1], [3, 5, 7], [16, 9, 64]] {
+        let inputs = [random.tensor(shape)];
+        check(&random, &format!("doubling {shape:?}"), EXACT, &inputs, |_, t| t[0].upsample_nearest_2x());
+        check(&random, &format!("turning {shape:?}"), EXACT, &inputs, |_, t| t[0].permute(&[2, 0, 1]));
+    }
+}
+
+#[test]
+fn embeddings() {
+    let mut random = Random::new();
+    for dtype in DTYPES {
+        let table = random.weight([50, 33], &[(20, dtype, 0.5), (30, dtype, 1.0)], Precision::BF16);
+        check(&random, &format!("embedding {dtype:?}"), EXACT, &[], |backend, _| {
+            Tensor::embedding(backend, &table, &[49, 0, 20, 19, 19])
+        });
+    }
+}
+
+/// The bits of one result of every kind of operation, each large enough to be shared among threads.
+fn everything(backend: &Arc<dyn Backend>, random: &mut Random) -> Vec<(&'static str, Vec<f32>)> {
+    let mut upload = |shape: &[usize]| {
+        let (shape, values) = random.tensor(Shape::new(shape));
+        Tensor::from_vec(backend, shape, values)
+    };
+    let [x, few] = [upload(&[150, 300]), upload(&[3, 300])];
+    let [row, wide] = [upload(&[300]), upload(&[333])];
+    let picture = upload(&[40, 41, 96]);
+    let [gain, offset] = [upload(&[96]), upload(&[96])];
+    let [q, k, v] = [upload(&[140, 3, 40]), upload(&[200, 3, 40]), upload(&[200, 3, 40])];
+    let angles = upload(&[150, 25, 2]);
+    let mut results = Vec::new();
+    for precision in PRECISIONS {
+        let weight = random.weight([333, 300], &[(100, DType::F16, 1.0), (233, DType::BF16, 1.0)], precision);
+        results.push(("linear", x.linear_unary(&weight, Some(&wide), Unary::GeluTanh)));
+        results.push(("linear of few rows", few.linear(&weight, None)));
+        let kernel = random.weight([70, 96, 3, 3], &[(70, DType::BF16, 1.0)], precision);
+        results.push(("conv", picture.conv2d(&kernel, None, 1, Padding::all(1))));
+    }
+    results.push(("attention", q.attention(&k, &v, 0.2, Mask::None)));
+    results.push(("layer norm", x.modulated_norm(&row, &row, 1e-6)));
+    results.push(("rms norm", x.rms_norm(&row, 1e-6)));
+    results.push(("group norm", picture.group_norm_silu(32, &gain, &offset, 1e-6)));
+    results.push(("rope", x.reshape([150, 6, 50]).rope(&angles)));
+    results.push(("silu", picture.silu()));
+    results.push(("row", x.mul(&row)));
+    results.push(("permute", picture.permute(&[2, 0, 1])));
+    results.push(("double", picture.upsample_nearest_2x()));
+    results.into_iter().map(|(name, y)| (name, y.to_vec())).collect()
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let random = Random::new();
+    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        let [one, two, five] = [1, 2, 5].map(|threads| {
+            let backend: Arc<dyn Backend> = Cpu::with_level(level, Some(threads));
+            everything(&backend, &mut Random { ..random })
+        });
+        for (((name, one), (_, two)), (_, five)) in one.iter().zip(&two).zip(&five) {
+            assert!(one == two && one == five, "{name} at {level:?} depends on threads; seed {}", random.seed);
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_pieces_of_a_weight() {
+    let mut random = Random::new();
+    let (n, k) = (101, 77);
+    for (dtype, precision) in DTYPES.iter().flat_map(|d| PRECISIONS.map(|p| (*d, p))) {
+        let bytes = Bytes::from(random.bytes(dtype, n * k));
+        let piece = |from: usize, to: usize| Rows {
+            count: to - from,
+            dtype,
+            scale: 0.4,
+            bytes: bytes.slice(dtype.bytes(from * k)..dtype.bytes(to * k)),
+        };
+        let stacked = |cuts: &[usize]| {
+            let pieces = cuts.windows(2).map(|cut| piece(cut[0], cut[1])).collect();
+            Weight::new([cuts[cuts.len() - 1] - cuts[0], k], pieces, precision)
+        };
+        for (backend, m) in levels().iter().flat_map(|b| [2, 20].map(|m| (b, m))) {
+            let (shape, values) = random.tensor([m, k]);
+            let x = Tensor::from_vec(backend, shape, values);
+            let whole = x.linear(&stacked(&[0, n]), None);
+            let three = x.linear(&stacked(&[0, 33, 34, n]), None);
+            assert!(whole.to_vec() == three.to_vec(), "{backend:?} {dtype:?} {precision:?}; seed {}", random.seed);
+            // A piece by itself gives the same columns as within a stack.
+            let part = x.linear(&stacked(&[34, n]), None);
+            assert!(
+                whole.slice(1, 34, n - 34).to_vec() == part.to_vec(),
+                "{backend:?} {dtype:?}; seed {}",
+                random.seed
+            );
+        }
+    }
+}
