@@ -331,10 +331,9 @@ impl Pipeline {
         } else {
             self.vae.decode(&z, &mut between_levels)?
         };
-        let whole = pixels::from_tensor(&picture, Range::MinusOneToOne);
-        if picture.to_vec().iter().any(|v| v.is_nan()) {
+        let Some(whole) = pixels::from_tensor(&picture, Range::MinusOneToOne) else {
             return Err(self.degenerate("the picture is not numbers"));
-        }
+        };
         let picture = self.crop(&whole, request);
         if picture.is_flat() {
             return Err(self.degenerate("the picture is one flat colour"));

@@ -83,15 +83,16 @@ pub(crate) fn to_u8(x: f32) -> u8 {
     (255.0 * x.clamp(0.0, 1.0)).round_ties_even() as u8
 }
 
-/// `picture [H, W, 3]` as bytes.
-pub(crate) fn from_tensor(picture: &Tensor, range: Range) -> Rgb8 {
+/// `picture [H, W, 3]` as bytes; `None` if a value is not a number.
+pub(crate) fn from_tensor(picture: &Tensor, range: Range) -> Option<Rgb8> {
     let [height, width] = [picture.shape()[0] as u32, picture.shape()[1] as u32];
-    let values = picture.to_vec();
-    let byte = |x: &f32| match range {
-        Range::MinusOneToOne => to_u8(x / 2.0 + 0.5),
-        Range::ZeroToOne => to_u8(*x),
+    let byte = |x: f32| match range {
+        _ if x.is_nan() => None,
+        Range::MinusOneToOne => Some(to_u8(x / 2.0 + 0.5)),
+        Range::ZeroToOne => Some(to_u8(x)),
     };
-    Rgb8::new(width, height, values.iter().map(byte).collect())
+    let pixels: Option<Vec<u8>> = picture.to_vec().into_iter().map(byte).collect();
+    Some(Rgb8::new(width, height, pixels?))
 }
 
 #[cfg(test)]

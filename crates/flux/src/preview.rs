@@ -29,12 +29,12 @@ impl Previewer {
         match self {
             Self::Tiny(decoder) => {
                 let picture = decoder.decode(&latents.channels_last(backend));
-                Some(pixels::from_tensor(&picture, Range::ZeroToOne))
+                pixels::from_tensor(&picture, Range::ZeroToOne)
             }
             Self::Linear => Some(linear(latents)),
             Self::Own => {
                 let picture: Tensor = vae.decode(&latents.channels_last(backend), &mut || Ok(())).ok()?;
-                Some(pixels::from_tensor(&picture, Range::MinusOneToOne))
+                pixels::from_tensor(&picture, Range::MinusOneToOne)
             }
             Self::Nothing => None,
         }

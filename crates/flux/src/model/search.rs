@@ -81,10 +81,9 @@ impl ModelSpec {
         }
         for root in &paths.comfyui {
             let tree = tree_of(root);
-            if let Some(file) =
-                candidates(&tree, Component::Transformer).into_iter().find(|f| name_of(f).contains(pattern))
-            {
-                return self.find_around(&file, paths);
+            let transformers = candidates(&tree, Component::Transformer);
+            if let Some(candidate) = transformers.iter().find(|c| name_of(&c.path).contains(pattern)) {
+                return self.find_around(&candidate.path, paths);
             }
             tried.push(tree);
         }
@@ -118,13 +117,13 @@ impl ModelSpec {
 
     /// A transformer or an all-in-one file; the other parts are inside it, given, or near it.
     fn find_around(&self, file: &Path, paths: &SearchPaths) -> Result<ModelFiles> {
-        let main = open(file)?;
+        let main = if file.is_dir() { part_of(file, Component::Transformer)?.checkpoint } else { open(file)? };
         if Part::find(&main, Component::Transformer).is_none() {
             let held: Vec<&str> = crate::weights::detect(&main).iter().map(|d| d.component.name()).collect();
             let held = if held.is_empty() { "nothing that is known".into() } else { held.join(", ") };
             return Err(Error::file(file, format!("holds no FLUX transformer (found: {held})")));
         }
-        let mut places = Places::new(file, paths);
+        let places = Places::new(file, paths);
         let wanted = [
             (Component::Transformer, None, "--transformer"),
             (Component::Vae, self.parts.vae.as_deref(), "--vae"),
@@ -224,11 +223,10 @@ impl Places {
         Self { trees }
     }
 
-    fn find(&mut self, component: Component) -> Result<Option<Part>> {
+    fn find(&self, component: Component) -> Result<Option<Part>> {
         for tree in &self.trees {
-            for file in candidates(tree, component) {
-                // A file that cannot be read is an error where its name promises the part.
-                if let Some(part) = Part::find(&open(&file)?, component) {
+            for candidate in candidates(tree, component) {
+                if let Some(part) = candidate.open()?.and_then(|checkpoint| Part::find(&checkpoint, component)) {
                     return Ok(Some(part));
                 }
             }
@@ -247,8 +245,27 @@ fn tree_of(root: &Path) -> PathBuf {
     if models.is_dir() { models } else { root.to_owned() }
 }
 
-/// Files of a tree whose place and name promise a component, best first.
-fn candidates(tree: &Path, component: Component) -> Vec<PathBuf> {
+/// A file that may hold a component.
+struct Candidate {
+    path: PathBuf,
+    /// Whether its name says so; otherwise only its place does.
+    promised: bool,
+}
+
+impl Candidate {
+    /// The file's tensors. A broken file is an error only where its name promises the part.
+    fn open(&self) -> Result<Option<Arc<Checkpoint>>> {
+        match open(&self.path) {
+            Ok(checkpoint) => Ok(Some(checkpoint)),
+            Err(error) if self.promised => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+/// Files of a tree that may hold a component, best first: by name, then by place alone.
+fn candidates(tree: &Path, component: Component) -> Vec<Candidate> {
+    // The last folder of each is for everything: there a file needs the right name.
     let (folders, words): (&[&str], &[&str]) = match component {
         Component::Transformer => (&["diffusion_models", "unet", "checkpoints", ""], &["flux", "krea"]),
         Component::Vae => (&["vae", ""], &["ae", "flux", "vae"]),
@@ -257,18 +274,20 @@ fn candidates(tree: &Path, component: Component) -> Vec<PathBuf> {
         Component::TinyDecoder => (&["vae_approx", "vae", ""], &["taef1_decoder", "taef1"]),
         Component::TinyEncoder => (&["vae_approx", "vae", ""], &["taef1_encoder", "taef1"]),
     };
-    let mut found: Vec<PathBuf> = Vec::new();
+    let mut found = Vec::new();
     for folder in folders {
         let Ok(entries) = std::fs::read_dir(tree.join(folder)) else { continue };
-        let mut here: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|e| WEIGHTS.iter().any(|w| e == *w)))
-            .filter(|path| component.promised_by(&name_of(path), words))
+        let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let weights = files.filter(|path| path.extension().is_some_and(|e| WEIGHTS.iter().any(|w| e == *w)));
+        let mut here: Vec<Candidate> = weights
+            .map(|path| Candidate { promised: component.promised_by(&name_of(&path), words), path })
+            .filter(|candidate| candidate.promised || !folder.is_empty())
             .collect();
         // The most exact first: fp16 before fp8, then by name so that a choice never depends on the disk.
-        here.sort_by_key(|path| (name_of(path).contains("fp8"), name_of(path)));
+        here.sort_by_key(|c| (!c.promised, name_of(&c.path).contains("fp8"), name_of(&c.path)));
         found.extend(here);
     }
+    found.sort_by_key(|c| !c.promised); // stable: a better place stays first
     found
 }
 
@@ -284,11 +303,18 @@ impl Component {
     }
 }
 
-fn choose_transformer(found: &[PathBuf], tree: &Path) -> Result<PathBuf> {
-    let krea: Vec<&PathBuf> = found.iter().filter(|path| name_of(path).contains("krea")).collect();
-    match (krea.as_slice(), found) {
-        ([only], _) => Ok((*only).clone()),
-        (_, [only]) => Ok(only.clone()),
+fn choose_transformer(candidates: &[Candidate], tree: &Path) -> Result<PathBuf> {
+    let promised: Vec<&Candidate> = candidates.iter().filter(|c| c.promised).collect();
+    // Names decide among several; only where no name says FLUX are the files themselves asked.
+    let found: Vec<&Path> = if promised.is_empty() {
+        let holds = |c: &&Candidate| matches!(c.open(), Ok(Some(checkpoint)) if Part::find(&checkpoint, Component::Transformer).is_some());
+        candidates.iter().filter(holds).map(|c| c.path.as_path()).collect()
+    } else {
+        promised.iter().map(|c| c.path.as_path()).collect()
+    };
+    let krea: Vec<&Path> = found.iter().copied().filter(|path| name_of(path).contains("krea")).collect();
+    match (krea.as_slice(), found.as_slice()) {
+        ([only], _) | (_, [only]) => Ok((*only).to_owned()),
         (_, []) => Err(Error::file(
             tree,
             "holds neither 'model_index.json' (a diffusers folder) nor a FLUX file in 'diffusion_models', 'unet' or \

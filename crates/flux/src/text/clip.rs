@@ -85,10 +85,7 @@ impl ClipConfig {
             }
         }
         let raw: Raw = serde_json::from_str(json).map_err(|e| format!("is not a CLIP text configuration: {e}"))?;
-        if raw.num_attention_heads == 0 || !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
-            return Err(format!("has {} heads for a width of {}", raw.num_attention_heads, raw.hidden_size));
-        }
-        Ok(Self {
+        let config = Self {
             hidden_size: raw.hidden_size,
             intermediate_size: raw.intermediate_size,
             num_hidden_layers: raw.num_hidden_layers,
@@ -98,7 +95,25 @@ impl ClipConfig {
             layer_norm_eps: raw.layer_norm_eps,
             activation: super::activation(&raw.hidden_act)?,
             eos_token_id: raw.eos_token_id.unwrap_or(49407),
-        })
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses sizes that no tower can have.
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
+            return Err(format!("has {} heads for a width of {}", self.num_attention_heads, self.hidden_size));
+        }
+        // The frame of a prompt takes two tokens.
+        if !(2..=1 << 20).contains(&self.max_position_embeddings) {
+            return Err(format!(
+                "has max_position_embeddings {}; 2 to {} are possible",
+                self.max_position_embeddings,
+                1 << 20
+            ));
+        }
+        Ok(())
     }
 
     /// Derives the sizes from a checkpoint; heads are 64 wide as in every published CLIP text tower.
@@ -117,7 +132,7 @@ impl ClipConfig {
         let positions = shape("embeddings.position_embedding.weight")?;
         let fc1 = shape("encoder.layers.0.mlp.fc1.weight")?;
         let layers = weights.count(|i| format!("{prefix}encoder.layers.{i}.layer_norm1.weight"));
-        Ok(Self {
+        let config = Self {
             hidden_size: tokens[1],
             intermediate_size: fc1[0],
             num_hidden_layers: layers,
@@ -125,7 +140,9 @@ impl ClipConfig {
             max_position_embeddings: positions[0],
             vocab_size: tokens[0],
             ..Self::large()
-        })
+        };
+        config.check().map_err(|problem| Error::file(origin, problem))?;
+        Ok(config)
     }
 }
 

@@ -98,10 +98,7 @@ impl T5Config {
         let name = raw.feed_forward_proj.strip_prefix("gated-").unwrap_or(&raw.feed_forward_proj);
         // In T5's configurations "gated-gelu" has always meant the tanh approximation.
         let activation = if gated && name == "gelu" { Unary::GeluTanh } else { super::activation(name)? };
-        if raw.relative_attention_num_buckets < 4 || raw.num_heads == 0 || raw.d_kv == 0 {
-            return Err("has no heads, no width or fewer than 4 relative buckets".into());
-        }
-        Ok(Self {
+        let config = Self {
             d_model: raw.d_model,
             d_kv: raw.d_kv,
             d_ff: raw.d_ff,
@@ -113,7 +110,25 @@ impl T5Config {
             layer_norm_epsilon: raw.layer_norm_epsilon,
             activation,
             gated,
-        })
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses sizes that no encoder can have.
+    fn check(&self) -> std::result::Result<(), String> {
+        const MOST: usize = 1 << 20;
+        let limits = [
+            ("num_heads", self.num_heads, 1),
+            ("d_kv", self.d_kv, 1),
+            ("relative_attention_num_buckets", self.relative_attention_num_buckets, 4),
+        ];
+        for (name, value, least) in limits {
+            if !(least..=MOST).contains(&value) {
+                return Err(format!("has {name} {value}; {least} to {MOST} are possible"));
+            }
+        }
+        Ok(())
     }
 
     /// Derives the sizes from a checkpoint.
@@ -133,7 +148,7 @@ impl T5Config {
         let gated = weights.has("encoder.block.0.layer.1.DenseReluDense.wi_0.weight");
         let wo = shape("encoder.block.0.layer.1.DenseReluDense.wo.weight")?;
         let layers = weights.count(|i| format!("encoder.block.{i}.layer.0.layer_norm.weight"));
-        Ok(Self {
+        let config = Self {
             d_model: table[1],
             d_kv: q[0] / bias[1].max(1),
             d_ff: wo[1],
@@ -144,7 +159,9 @@ impl T5Config {
             activation: if gated { Unary::GeluTanh } else { Unary::Relu },
             gated,
             ..Self::xxl()
-        })
+        };
+        config.check().map_err(|problem| Error::file(origin, problem))?;
+        Ok(config)
     }
 }
 

@@ -105,10 +105,10 @@ impl VaeConfig {
                 .ok_or_else(|| Error::file(origin, format!("is not an autoencoder: it lacks '{name}'")))
         };
         let mut block_out_channels = Vec::new();
-        while let Some(conv) =
-            weights.stored_shape(&format!("decoder.up.{}.block.0.conv1.weight", block_out_channels.len()))
+        while let Some([channels, ..]) =
+            weights.stored_shape(&format!("decoder.up.{}.block.0.conv1.weight", block_out_channels.len())).as_deref()
         {
-            block_out_channels.push(conv[0]);
+            block_out_channels.push(*channels);
         }
         let conv_in = shape("decoder.conv_in.weight")?;
         let blocks = weights.count(|i| format!("decoder.up.0.block.{i}.conv1.weight"));

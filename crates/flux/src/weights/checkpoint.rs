@@ -26,7 +26,18 @@ pub struct Checkpoint {
     files: Vec<Bytes>,
     tensors: BTreeMap<String, (usize, Entry)>,
     metadata: BTreeMap<String, String>,
+    /// Layers whose quantisation is told in `_quantization_metadata`, ComfyUI's way, and the name of the format.
+    formats: BTreeMap<String, String>,
 }
+
+/// How a layer is quantised, in ComfyUI's words.
+#[derive(serde::Deserialize)]
+struct Quantisation {
+    format: String,
+}
+
+/// Formats that are nothing but fp8 numbers and a scale.
+const READABLE: [&str; 2] = ["float8_e4m3fn", "float8_e5m2"];
 
 impl Checkpoint {
     /// Maps one safetensors file, or all shards that a `….safetensors.index.json` lists.
@@ -101,6 +112,15 @@ impl Checkpoint {
         let header = Header::parse(bytes.get()).map_err(|e| Error::file(path, e.to_string()))?;
         let file = self.files.len();
         self.files.push(bytes);
+        if let Some(json) = header.metadata.get("_quantization_metadata") {
+            #[derive(serde::Deserialize)]
+            struct Layers {
+                layers: BTreeMap<String, Quantisation>,
+            }
+            let Layers { layers } = serde_json::from_str(json)
+                .map_err(|e| Error::file(path, format!("has '_quantization_metadata' that cannot be read: {e}")))?;
+            self.formats.extend(layers.into_iter().map(|(layer, quantisation)| (layer, quantisation.format)));
+        }
         self.metadata.extend(header.metadata);
         for (name, entry) in header.tensors {
             if self.tensors.contains_key(&name) {
@@ -129,6 +149,32 @@ impl Checkpoint {
     /// A `__metadata__` string of the header.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
+    }
+
+    /// Refuses a layer in a format that is more than numbers and a scale: its bytes would be taken for something else.
+    fn check_format(&self, layer: &str) -> Result<()> {
+        let said = if let Some((bytes, _)) = self.bytes(&format!("{layer}.comfy_quant")) {
+            let quantisation: Quantisation = serde_json::from_slice(bytes.get()).map_err(|e| {
+                Error::file(&self.origin, format!("has '{layer}.comfy_quant' that cannot be read: {e}"))
+            })?;
+            Some(quantisation.format)
+        } else {
+            let bare = layer.strip_prefix("model.diffusion_model.").unwrap_or(layer);
+            self.formats.get(layer).or_else(|| self.formats.get(bare)).cloned()
+        };
+        match said {
+            Some(format) if !READABLE.contains(&format.as_str()) => {
+                let readable = READABLE.join(" and ");
+                let problem =
+                    format!("stores '{layer}' in the format '{format}', of which only {readable} can be read");
+                Err(Error::file(&self.origin, problem))
+            }
+            _ if self.entry(&format!("{layer}.pre_quant_scale")).is_some() => {
+                let problem = format!("scales the input of '{layer}' (pre_quant_scale), which is not supported");
+                Err(Error::file(&self.origin, problem))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The bytes of one tensor.
@@ -256,6 +302,15 @@ impl Weights {
     }
 
     fn weight(&self, name: &str, shape: Shape) -> Result<Weight> {
+        // Sizes come from configurations, which may say anything; behind this line their products are sound.
+        let bytes = shape.dims().iter().try_fold(4usize, |n, &d| n.checked_mul(d));
+        if bytes.is_none_or(|n| n > isize::MAX as usize) {
+            let problem = format!("cannot have '{name}' of shape {shape}: no computer has room for it");
+            return Err(match &self.source {
+                Source::Planned(_) => Error::asked("model", problem),
+                Source::Checkpoint { checkpoint, .. } => Error::file(checkpoint.origin(), problem),
+            });
+        }
         let rows = match &self.source {
             Source::Planned(dtype) => {
                 let bytes = Bytes::Absent(dtype.bytes(shape.count()));
@@ -298,7 +353,7 @@ impl Weights {
                             }
                             shape = Some(first);
                         }
-                        Some(shape) => shape[0] += count,
+                        Some(shape) => *shape.first_mut()? += count,
                     }
                 }
                 shape
@@ -312,6 +367,9 @@ fn read_piece(checkpoint: &Checkpoint, name: &str, piece: &Piece, row: usize) ->
     let Some((bytes, entry)) = checkpoint.bytes(name) else {
         return Err(Error::file(checkpoint.origin(), format!("lacks the tensor '{name}'")));
     };
+    if let Some(layer) = name.strip_suffix(".weight") {
+        checkpoint.check_format(layer)?;
+    }
     let Some(dtype) = entry.weight_dtype() else {
         let problem = format!("stores '{name}' as {}; expected F32, F16, BF16, F8_E4M3 or F8_E5M2", entry.dtype);
         return Err(Error::file(checkpoint.origin(), problem));

@@ -23,10 +23,10 @@ impl Settings {
         Ok(Self { config: object("tokenizer_config.json")?, tokens: object("special_tokens_map.json")? })
     }
 
-    /// Transformers writes 10^30 where it knows no limit.
+    /// Transformers writes 10^30 where it knows no limit; below 2 there is no room for the frame of a prompt.
     pub(super) fn model_max_length(&self) -> Option<usize> {
         let length = self.config.get("model_max_length")?.as_f64()?;
-        (1.0..=1e6).contains(&length).then_some(length as usize)
+        (2.0..=1e6).contains(&length).then_some(length as usize)
     }
 
     /// Start, end and padding.
