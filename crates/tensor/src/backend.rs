@@ -85,6 +85,11 @@ pub trait Backend: Any + Debug + Send + Sync {
     /// A short name: `cpu`, `reference` …
     fn name(&self) -> &'static str;
 
+    /// Whether the numbers matter. A backend that only counts may be given any, so that files need not be read.
+    fn computes(&self) -> bool {
+        true
+    }
+
     /// Takes values in.
     fn upload(self: Arc<Self>, shape: Shape, values: Vec<f32>) -> Tensor;
 

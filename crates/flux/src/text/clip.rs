@@ -131,7 +131,7 @@ impl ClipConfig {
         let tokens = shape("embeddings.token_embedding.weight")?;
         let positions = shape("embeddings.position_embedding.weight")?;
         let fc1 = shape("encoder.layers.0.mlp.fc1.weight")?;
-        let layers = weights.count(|i| format!("{prefix}encoder.layers.{i}.layer_norm1.weight"));
+        let layers = weights.blocks(&format!("{prefix}encoder.layers"));
         let config = Self {
             hidden_size: tokens[1],
             intermediate_size: fc1[0],

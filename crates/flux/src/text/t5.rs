@@ -147,7 +147,7 @@ impl T5Config {
         let q = shape("encoder.block.0.layer.0.SelfAttention.q.weight")?;
         let gated = weights.has("encoder.block.0.layer.1.DenseReluDense.wi_0.weight");
         let wo = shape("encoder.block.0.layer.1.DenseReluDense.wo.weight")?;
-        let layers = weights.count(|i| format!("encoder.block.{i}.layer.0.layer_norm.weight"));
+        let layers = weights.blocks("encoder.block");
         let config = Self {
             d_model: table[1],
             d_kv: q[0] / bias[1].max(1),

@@ -143,9 +143,8 @@ impl FluxConfig {
             })
         };
         let img_in = shape("img_in.weight")?;
-        let count = |kind: &str, tensor: &str| weights.count(|i| format!("{kind}.{i}.{tensor}"));
-        let depth = count("double_blocks", "img_attn.qkv.weight");
-        let depth_single_blocks = count("single_blocks", "linear1.weight");
+        let depth = weights.blocks("double_blocks");
+        let depth_single_blocks = weights.blocks("single_blocks");
         let head_dim = match depth {
             0 => shape("single_blocks.0.norm.query_norm.scale")?[0],
             _ => shape("double_blocks.0.img_attn.norm.query_norm.scale")?[0],
@@ -162,7 +161,10 @@ impl FluxConfig {
             depth_single_blocks,
             axes_dim: axes_dim(head_dim),
             theta: 10_000.0,
-            guidance_embed: weights.has("guidance_in.in_layer.weight"),
+            // Any of it: a file that lacks a part of it is damaged, not schnell.
+            guidance_embed: ["in_layer.weight", "in_layer.bias", "out_layer.weight", "out_layer.bias"]
+                .iter()
+                .any(|layer| weights.has(&format!("guidance_in.{layer}"))),
         };
         config.check().map_err(|problem| Error::file(origin, problem))?;
         Ok(config)

@@ -104,21 +104,21 @@ impl VaeConfig {
                 .filter(|s| s.len() == 4)
                 .ok_or_else(|| Error::file(origin, format!("is not an autoencoder: it lacks '{name}'")))
         };
-        let mut block_out_channels = Vec::new();
-        while let Some([channels, ..]) =
-            weights.stored_shape(&format!("decoder.up.{}.block.0.conv1.weight", block_out_channels.len())).as_deref()
-        {
-            block_out_channels.push(*channels);
-        }
+        let any = |names: [&str; 2]| names.iter().any(|name| weights.has(name));
+        // A damaged name may hold any number; `check` refuses more than 8.
+        let levels = weights.blocks("decoder.up").min(9);
+        let channels = |level| Ok(shape(&format!("decoder.up.{level}.block.0.conv1.weight"))?[0]);
+        let block_out_channels = (0..levels).map(channels).collect::<Result<Vec<_>>>()?;
         let conv_in = shape("decoder.conv_in.weight")?;
-        let blocks = weights.count(|i| format!("decoder.up.0.block.{i}.conv1.weight"));
+        let blocks = weights.blocks("decoder.up.0.block");
         let config = Self {
             out_channels: shape("decoder.conv_out.weight")?[0],
             latent_channels: conv_in[1],
             layers_per_block: blocks.saturating_sub(1),
-            mid_block_add_attention: weights.has("decoder.mid.attn_1.q.weight"),
-            use_quant_conv: weights.has("quant_conv.weight"),
-            use_post_quant_conv: weights.has("post_quant_conv.weight"),
+            // Any tensor of a part makes it one that has to be whole.
+            mid_block_add_attention: any(["decoder.mid.attn_1.q.weight", "decoder.mid.attn_1.norm.weight"]),
+            use_quant_conv: any(["quant_conv.weight", "quant_conv.bias"]),
+            use_post_quant_conv: any(["post_quant_conv.weight", "post_quant_conv.bias"]),
             block_out_channels,
             ..Self::flux()
         };

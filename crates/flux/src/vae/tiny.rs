@@ -50,7 +50,7 @@ fn run(layers: &[Layer], x: &Tensor) -> Tensor {
 }
 
 fn conv(name: &str, out: usize, from: usize, stride: usize, weights: &Weights) -> Result<Layer> {
-    Ok(Layer::Conv(weights.conv2d(name, out, from, 3)?, Padding::all(1), stride))
+    Ok(Layer::Conv(weights.conv2d_bias_if_any(name, out, from, 3)?, Padding::all(1), stride))
 }
 
 /// Channels inside, from the weight of the first convolution.

@@ -146,6 +146,17 @@ impl Checkpoint {
         self.tensors.get(name).map(|(_, entry)| entry)
     }
 
+    /// One more than the highest number that follows `series.` in a tensor's name.
+    pub(super) fn blocks(&self, series: &str) -> usize {
+        let start = format!("{series}.");
+        let names = self.tensors.range(start.clone()..).map(|(name, _)| name);
+        let numbers = names.map_while(|name| name.strip_prefix(&start)).filter_map(|rest| {
+            let (number, _) = rest.split_once('.')?;
+            number.parse::<usize>().ok()
+        });
+        numbers.max().map_or(0, |highest| highest.saturating_add(1))
+    }
+
     /// A `__metadata__` string of the header.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
@@ -257,10 +268,14 @@ impl Weights {
         }
     }
 
-    /// How many tensors of a numbered series there are: `name(0)`, `name(1)`, …
-    pub fn count(&self, name: impl Fn(usize) -> String) -> usize {
-        const MOST: usize = 1 << 16;
-        (0..MOST).take_while(|&i| self.has(&name(i))).count()
+    /// How many blocks a numbered series (`double_blocks`) has: one more than the highest number in any tensor's name. So
+    /// a block that lacks a tensor is found to be damaged instead of being left out.
+    pub fn blocks(&self, series: &str) -> usize {
+        let Source::Checkpoint { checkpoint, prefix, naming } = &self.source else { return 0 };
+        // Names are translated in one direction only: what becomes of some tensor tells what the file calls the series.
+        let probe = naming.pieces(&format!("{series}.0.-.weight"));
+        let theirs = probe[0].name.strip_suffix(".-.weight").and_then(|name| name.rsplit_once('.'));
+        theirs.map_or(0, |(theirs, _)| checkpoint.blocks(&format!("{prefix}{theirs}")))
     }
 
     /// A matrix `[out, in]`.
@@ -286,9 +301,20 @@ impl Weights {
     /// As [`Weights::matrix`].
     pub fn conv2d(&self, name: &str, out: usize, channels: usize, kernel: usize) -> Result<Conv2d> {
         let weight = self.weight(&format!("{name}.weight"), [out, channels, kernel, kernel].into())?;
+        Ok(Conv2d { weight, bias: Some(self.vector(&format!("{name}.bias"), out)?) })
+    }
+
+    /// As [`Weights::conv2d`], for models some of whose convolutions have no bias.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn conv2d_bias_if_any(&self, name: &str, out: usize, channels: usize, kernel: usize) -> Result<Conv2d> {
         let bias = format!("{name}.bias");
-        let bias = if self.has(&bias) { Some(self.vector(&bias, out)?) } else { None };
-        Ok(Conv2d { weight, bias })
+        if self.has(&bias) {
+            return self.conv2d(name, out, channels, kernel);
+        }
+        let weight = self.weight(&format!("{name}.weight"), [out, channels, kernel, kernel].into())?;
+        Ok(Conv2d { weight, bias: None })
     }
 
     /// A small tensor of `len` elements as f32 on the backend.
@@ -297,7 +323,7 @@ impl Weights {
     /// As [`Weights::matrix`].
     pub fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
         let weight = self.weight(name, [len].into())?;
-        let values = if matches!(self.source, Source::Planned(_)) { vec![0.0; len] } else { weight.to_f32() };
+        let values = if self.backend.computes() { weight.to_f32() } else { vec![0.0; len] };
         Ok(Tensor::from_vec(&self.backend, [len], values))
     }
 

@@ -73,8 +73,7 @@ pub fn detect(checkpoint: &Checkpoint) -> Vec<Detected> {
             add(Component::Vae, prefix, Naming::Same);
         }
         if has(prefix, "decoder.up_blocks.0.resnets.0.conv1.weight") {
-            let levels =
-                (0..16).take_while(|i| has(prefix, &format!("decoder.up_blocks.{i}.resnets.0.conv1.weight"))).count();
+            let levels = checkpoint.blocks(&format!("{prefix}decoder.up_blocks"));
             add(Component::Vae, prefix, Naming::VaeDiffusers { levels });
         }
     }

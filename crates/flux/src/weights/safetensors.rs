@@ -204,6 +204,11 @@ impl RawEntry {
                 have: len,
             });
         }
+        // Also of no elements: products of some of the extents are taken later.
+        let extents = self.shape.iter().filter(|&&d| d != 0).try_fold(1u64, |n, &d| n.checked_mul(d));
+        if extents.is_none_or(|n| n > 1 << 60) {
+            return Err(lying(format!("of shape {:?} is larger than any file", self.shape)));
+        }
         let count = self.shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
         let bits = dtype_bits(&self.dtype).ok_or_else(|| lying(format!("has the unknown dtype '{}'", self.dtype)))?;
         let size = count.and_then(|n| n.checked_mul(bits)).map(|bits| bits.div_ceil(8));
@@ -277,7 +282,8 @@ mod tests {
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4, "cut short"),
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}"#, 8, "does not take 4 bytes"),
             (r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, "before it begins"),
-            (r#"{"a":{"dtype":"F32","shape":[18446744073709551615,9],"data_offsets":[0,8]}}"#, 8, "does not take"),
+            (r#"{"a":{"dtype":"F32","shape":[18446744073709551615,9],"data_offsets":[0,8]}}"#, 8, "larger than any"),
+            (r#"{"a":{"dtype":"F32","shape":[0,9223372036854775808],"data_offsets":[0,0]}}"#, 8, "larger than any"),
             (
                 r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
                 8,
