@@ -225,6 +225,7 @@ impl Pipeline {
             seed,
             noise: request.noise.to_string(),
             schedule: request.schedule.to_string(),
+            t5_length: request.t5_length as u32,
             precision: self.precision.to_string(),
             safety: self.safety.name().into(),
         }

@@ -26,6 +26,7 @@ fn provenance(prompt: &str) -> Provenance {
         seed: (1 << 53) + 1,
         noise: "cpu-f32".into(),
         schedule: "reference".into(),
+        t5_length: 512,
         precision: "bf16".into(),
         safety: "off".into(),
     }

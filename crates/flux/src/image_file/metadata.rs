@@ -79,6 +79,8 @@ pub struct Provenance {
     pub noise: String,
     /// The spacing of sigmas, as [`crate::schedule::ScheduleKind`] is written.
     pub schedule: String,
+    /// T5 tokens, padding included.
+    pub t5_length: u32,
     /// The type that the transformer computed in, such as `bf16`.
     pub precision: String,
     /// The safety policy's name.
