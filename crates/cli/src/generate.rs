@@ -149,7 +149,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     watch.progress.loaded(pipeline.name(), pipeline.notice(), start.elapsed());
 
     let request = request(args, &pipeline, prompt)?;
-    request.check()?;
+    pipeline.check(&request)?;
     watch.progress.asked(&request);
     watch.previews = previews(args, &template, &request, &pipeline);
 

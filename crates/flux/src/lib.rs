@@ -2,8 +2,43 @@
 //!
 //! A library without network, threads of its own or `async`: [`Pipeline::load`] finds and checks the weights (they stay in
 //! their files), [`Pipeline::generate`] makes pictures, a [`Watch`] follows and stops it. The modules are the rooms a
-//! request walks through, in this order: [`request`], [`safety`], [`text`], [`latents`] and [`noise`], [`schedule`],
-//! [`transformer`], [`vae`], [`pixels`].
+//! request walks through, in this order: [`model`], [`request`], [`safety`], [`text`], [`noise`], [`latents`],
+//! [`schedule`], [`transformer`], [`vae`], [`pixels`], [`image_file`].
+//!
+//! ```no_run
+//! use flux::{Event, LoadOptions, Pipeline, Watch, image_file, model::{ModelSpec, SearchPaths}};
+//!
+//! /// Prints each step and stops when the clock runs out.
+//! struct Deadline(std::time::Instant);
+//!
+//! impl Watch for Deadline {
+//!     fn event(&mut self, event: Event<'_>) {
+//!         if let Event::Step(step) = event {
+//!             eprintln!("step {} of {}: {:.2} s", step.step, step.steps, step.seconds);
+//!         }
+//!     }
+//!
+//!     fn cancelled(&self) -> bool {
+//!         std::time::Instant::now() > self.0 // asked between two blocks
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let spec = ModelSpec { model: Some("path/to/FLUX.1-Krea-dev".into()), ..ModelSpec::default() };
+//! let pipeline = Pipeline::load(spec.find(&SearchPaths::default())?, &LoadOptions::default(), &mut ())?;
+//!
+//! let mut request = pipeline.request("a fox in the snow, early morning"); // the model's own defaults
+//! (request.width, request.height, request.seed) = (1024, 768, 42);
+//!
+//! let mut watch = Deadline(std::time::Instant::now() + std::time::Duration::from_secs(600));
+//! for made in pipeline.generate(&request, &mut watch)? {
+//!     let provenance = pipeline.provenance(&request, made.seed);
+//!     let png = image_file::encode(&made.picture, &provenance, image_file::Encoding::default())?;
+//!     std::fs::write(format!("fox-{}.png", made.seed), png)?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -210,6 +210,14 @@ impl Pipeline {
         Request::new(prompt, &self.defaults)
     }
 
+    /// Refuses a request that cannot be met, before any work.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] naming the field, the value and the range.
+    pub fn check(&self, request: &Request) -> Result<()> {
+        request.check(2 * self.vae.config().factor() as u32)
+    }
+
     /// How a picture of `request` with this seed is made, for its metadata.
     pub fn provenance(&self, request: &Request, seed: u64) -> Provenance {
         Provenance {
@@ -254,7 +262,7 @@ impl Pipeline {
         watch: &mut dyn Watch,
         done: &mut dyn FnMut(Generated) -> ControlFlow<()>,
     ) -> Result<()> {
-        request.check()?;
+        self.check(request)?;
         let prompt = self.safety.screen(&request.prompt)?;
         let negative = self.safety.screen(request.negative_prompt.as_deref().unwrap_or(""))?;
 

@@ -11,8 +11,6 @@ use crate::{
 pub const MAX_SIDE: u32 = 8192;
 /// Largest picture, pixels: 4 MP are what the model can do with sense, four times that is refused.
 pub const MAX_PIXELS: u64 = 16 << 20;
-/// Smallest side, pixels.
-pub const MIN_SIDE: u32 = 16;
 /// Most steps.
 pub const MAX_STEPS: u32 = 1000;
 /// Most pictures of one request.
@@ -73,11 +71,11 @@ impl Request {
         }
     }
 
-    /// Refuses what cannot be met.
+    /// Refuses what cannot be met. `least_side` is a token of the model, pixels: 16 for FLUX.1.
     ///
     /// # Errors
     /// [`Error::Asked`] naming the field, the value and the range.
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self, least_side: u32) -> Result<()> {
         let range = |field, value: u32, least: u32, most: u32| {
             if (least..=most).contains(&value) {
                 Ok(())
@@ -85,8 +83,8 @@ impl Request {
                 Err(Error::asked(field, format!("is {value}; {least} to {most} are possible")))
             }
         };
-        range("width", self.width, MIN_SIDE, MAX_SIDE)?;
-        range("height", self.height, MIN_SIDE, MAX_SIDE)?;
+        range("width", self.width, least_side, MAX_SIDE)?;
+        range("height", self.height, least_side, MAX_SIDE)?;
         let pixels = u64::from(self.width) * u64::from(self.height);
         if pixels > MAX_PIXELS {
             let size = format!("{}×{}", self.width, self.height);
@@ -128,7 +126,7 @@ mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         let good = Request::new("a cat", &Defaults::default());
-        good.check().unwrap();
+        good.check(16).unwrap();
         let wrong: [(&str, Request); 8] = [
             ("width", Request { width: 15, ..good.clone() }),
             ("height", Request { height: 100_000, ..good.clone() }),
@@ -140,7 +138,7 @@ mod tests {
             ("prompt", Request { prompt: "x".repeat(MAX_PROMPT + 1), ..good.clone() }),
         ];
         for (field, request) in wrong {
-            let error = request.check().expect_err(field).to_string();
+            let error = request.check(16).expect_err(field).to_string();
             assert!(error.starts_with(field), "{error}");
         }
     }
