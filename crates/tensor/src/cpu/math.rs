@@ -79,31 +79,35 @@ fn erf<V: Vector>(x: V) -> V {
     x.mul(p).div(q)
 }
 
+/// Replaces the numbers of a slice, a vector at a time. A macro, because a closure of this size would not be inlined and
+/// thereby lose the target features.
+macro_rules! map {
+    ($values:expr, |$x:ident| $y:expr) => {
+        for lanes in $values.chunks_mut(V::LANES) {
+            let $x = V::from_slice(lanes);
+            $y.to_slice(lanes);
+        }
+    };
+}
+
 /// Applies `f` where the numbers are.
 #[inline(always)]
 pub(super) fn apply<V: Vector>(f: Unary, values: &mut [f32]) {
     match f {
-        Unary::Silu => map(values, |x: V| x.mul(sigmoid(x))),
-        Unary::Gelu => map(values, |x: V| {
+        Unary::Silu => map!(values, |x| x.mul(sigmoid(x))),
+        Unary::Gelu => map!(values, |x| {
             let half = V::splat(0.5).mul(x);
             half.mul_add(erf(x.mul(V::splat(std::f32::consts::FRAC_1_SQRT_2))), half)
         }),
         // ½(1 + tanh u) is sigmoid(2u), which keeps its digits for negative u.
-        Unary::GeluTanh => map(values, |x: V| {
+        Unary::GeluTanh => map!(values, |x| {
             let twice_u = x.mul(x).mul_add(V::splat(0.071_354_82), V::splat(1.595_769)).mul(x);
             x.mul(sigmoid(twice_u))
         }),
-        Unary::QuickGelu => map(values, |x: V| x.mul(sigmoid(x.mul(V::splat(1.702))))),
-        Unary::Relu => map(values, |x: V| x.max(V::splat(0.0))),
-        Unary::Tanh => map(values, tanh::<V>),
-        Unary::Affine(a, b) => map(values, |x: V| x.mul_add(V::splat(a), V::splat(b))),
-    }
-}
-
-#[inline(always)]
-fn map<V: Vector>(values: &mut [f32], f: impl Fn(V) -> V) {
-    for chunk in values.chunks_mut(V::LANES) {
-        f(V::from_slice(chunk)).to_slice(chunk);
+        Unary::QuickGelu => map!(values, |x| x.mul(sigmoid(x.mul(V::splat(1.702))))),
+        Unary::Relu => map!(values, |x| x.max(V::splat(0.0))),
+        Unary::Tanh => map!(values, |x| tanh(x)),
+        Unary::Affine(a, b) => map!(values, |x| x.mul_add(V::splat(a), V::splat(b))),
     }
 }
 
@@ -119,10 +123,10 @@ mod tests {
         #[inline(always)]
         fn run<V: Vector>(mut self) -> Vec<f32> {
             match self.0 {
-                Function::Exp => map(&mut self.1, exp::<V>),
-                Function::Sigmoid => map(&mut self.1, sigmoid::<V>),
-                Function::Tanh => map(&mut self.1, tanh::<V>),
-                Function::Erf => map(&mut self.1, erf::<V>),
+                Function::Exp => map!(self.1, |x| exp(x)),
+                Function::Sigmoid => map!(self.1, |x| sigmoid(x)),
+                Function::Tanh => map!(self.1, |x| tanh(x)),
+                Function::Erf => map!(self.1, |x| erf(x)),
             }
             self.1
         }

@@ -9,9 +9,9 @@ use std::ops::Range;
 use super::arch::{Simd, Vector, VectorSlice};
 use crate::{DType, Precision, Weight};
 
-/// Words of the sum's axis in one block: a strip of it (12 KiB) stays in the first cache, the panels of a task (128 KiB and
-/// more) in the second.
-pub(super) const BLOCK: usize = 256;
+/// Words of the sum's axis in one block: a strip of it (24 KiB) stays in the first cache, the panels of a task (128 KiB) in
+/// the second.
+pub(super) const BLOCK: usize = 512;
 
 /// The most lanes that a vector has.
 pub(super) const MAX_LANES: usize = 16;

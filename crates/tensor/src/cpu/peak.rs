@@ -12,7 +12,7 @@ use crate::Precision;
 impl Cpu {
     /// Multiplies and adds in registers on all threads, for some tens of milliseconds, and says how many FLOP that were.
     pub fn run_at_peak(&self, precision: Precision) -> f64 {
-        const ROUNDS: usize = 100_000;
+        const ROUNDS: usize = 1_000_000;
         let pairs = Factors::new(precision, self.simd) == Factors::Bf16Pairs;
         let tasks = 16 * self.threads.count();
         self.threads.for_each(tasks, usize::MAX, |_| {

@@ -121,9 +121,11 @@ impl Tile {
         // SAFETY: all indices are within what the caller promises.
         unsafe {
             let mut sums = [[V::splat(0.0); 2]; R];
+            // What is in `c` is needed last, and has left the first cache since the block before.
             if add {
-                for (r, sums) in sums.iter_mut().enumerate() {
-                    *sums = [V::load(c.add(r * c_step)), V::load(c.add(r * c_step + V::LANES))];
+                for r in 0..R {
+                    V::prefetch(c.wrapping_add(r * c_step));
+                    V::prefetch(c.wrapping_add(r * c_step + V::LANES));
                 }
             }
             for _ in 0..words {
@@ -139,9 +141,14 @@ impl Tile {
                 a = a.add(a_step);
                 b = b.add(2 * V::LANES);
             }
-            for (r, [first, second]) in sums.into_iter().enumerate() {
-                first.store(c.add(r * c_step));
-                second.store(c.add(r * c_step + V::LANES));
+            for (r, [mut first, mut second]) in sums.into_iter().enumerate() {
+                let c = c.add(r * c_step);
+                if add {
+                    first = first.add(V::load(c));
+                    second = second.add(V::load(c.add(V::LANES)));
+                }
+                first.store(c);
+                second.store(c.add(V::LANES));
             }
         }
     }

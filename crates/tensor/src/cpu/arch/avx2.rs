@@ -71,6 +71,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(at: *const f32) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Self(intrinsics!(_mm256_add_ps(self.0, b.0)))
     }

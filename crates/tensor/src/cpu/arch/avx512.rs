@@ -80,6 +80,11 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch(at: *const f32) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T0>(at.cast()));
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Self(intrinsics!(_mm512_add_ps(self.0, b.0)))
     }

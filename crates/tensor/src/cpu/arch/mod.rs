@@ -161,6 +161,9 @@ pub(crate) trait Vector: Copy {
     /// `count ≤ LANES` elements can be written at `to`.
     unsafe fn store_first(self, to: *mut f32, count: usize);
 
+    /// Asks for the cache line at `at`, which may be any address.
+    fn prefetch(at: *const f32);
+
     fn add(self, b: Self) -> Self;
     fn sub(self, b: Self) -> Self;
     fn mul(self, b: Self) -> Self;

@@ -70,6 +70,9 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn prefetch(_: *const f32) {}
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         self.zip(b, |a, b| a + b)
     }
