@@ -42,24 +42,27 @@
 
 #![forbid(unsafe_code)]
 
-mod denoise;
+// In the order a request meets them.
 pub mod error;
-pub mod image_file;
-pub mod latents;
 pub mod model;
-mod nn;
-pub mod noise;
-mod pipeline;
-pub mod pixels;
-pub mod plan;
-mod preview;
 pub mod request;
 pub mod safety;
-pub mod schedule;
 pub mod text;
+pub mod vision;
+pub mod noise;
+pub mod latents;
+pub mod schedule;
 pub mod transformer;
+mod denoise;
 pub mod vae;
+pub mod pixels;
+mod preview;
+pub mod image_file;
+mod pipeline;
+pub mod plan;
 pub mod watch;
+// What the models are made of.
+mod nn;
 pub mod weights;
 
 pub use error::{Error, Result};

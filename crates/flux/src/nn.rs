@@ -1,6 +1,8 @@
-//! The two layers with weights: fully connected and convolution.
+//! Layers with weights that several models share: fully connected, convolution, norm, and the block of CLIP and SigLIP.
 
-use tensor::{Padding, Tensor, Unary, Weight};
+use tensor::{Mask, Padding, Tensor, Unary, Weight};
+
+use crate::{error::Result, weights::Weights};
 
 /// `y = x·Wᵀ + b`.
 #[derive(Clone, Debug)]
@@ -51,5 +53,96 @@ impl Conv2d {
     #[track_caller]
     pub fn strided(&self, x: &Tensor, stride: usize, padding: Padding) -> Tensor {
         x.conv2d(&self.weight, self.bias.as_ref(), stride, padding)
+    }
+}
+
+/// `layer_norm(x) · weight + bias`.
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f32,
+}
+
+impl LayerNorm {
+    /// `name.weight` and `name.bias`, each `[width]`.
+    pub fn load(name: &str, width: usize, eps: f32, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            weight: weights.vector(&format!("{name}.weight"), width)?,
+            bias: weights.vector(&format!("{name}.bias"), width)?,
+            eps,
+        })
+    }
+
+    /// `[.., width]` → the same.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.eps).mul(&self.weight).add(&self.bias)
+    }
+}
+
+/// Sizes of an [`EncoderLayer`].
+#[derive(Clone, Debug)]
+pub struct EncoderLayerConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width inside the MLP.
+    pub intermediate_size: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Of both norms.
+    pub layer_norm_eps: f32,
+    /// The MLP's function.
+    pub activation: Unary,
+}
+
+/// A pre-norm block of CLIP's and SigLIP's towers: attention, then an MLP, each added to its input.
+#[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "the checkpoints' names")]
+pub struct EncoderLayer {
+    heads: usize,
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    activation: Unary,
+}
+
+impl EncoderLayer {
+    /// `name` is `….encoder.layers.N`.
+    pub fn load(name: &str, config: &EncoderLayerConfig, weights: &Weights) -> Result<Self> {
+        let d = config.hidden_size;
+        let attention = |proj: &str| weights.linear(&format!("{name}.self_attn.{proj}"), d, d);
+        let norm = |norm: &str| LayerNorm::load(&format!("{name}.{norm}"), d, config.layer_norm_eps, weights);
+        Ok(Self {
+            heads: config.num_attention_heads,
+            layer_norm1: norm("layer_norm1")?,
+            q_proj: attention("q_proj")?,
+            k_proj: attention("k_proj")?,
+            v_proj: attention("v_proj")?,
+            out_proj: attention("out_proj")?,
+            layer_norm2: norm("layer_norm2")?,
+            fc1: weights.linear(&format!("{name}.mlp.fc1"), config.intermediate_size, d)?,
+            fc2: weights.linear(&format!("{name}.mlp.fc2"), d, config.intermediate_size)?,
+            activation: config.activation,
+        })
+    }
+
+    /// `x [tokens, width]` → the same.
+    #[track_caller]
+    pub fn forward(&self, x: &Tensor, mask: Mask<'_>) -> Tensor {
+        let [tokens, d] = [x.shape()[0], x.shape()[1]];
+        let head_dim = d / self.heads;
+        let h = self.layer_norm1.forward(x);
+        let [q, k, v] =
+            [&self.q_proj, &self.k_proj, &self.v_proj].map(|p| p.forward(&h).reshape([tokens, self.heads, head_dim]));
+        let attention = q.attention(&k, &v, (head_dim as f32).sqrt().recip(), mask).reshape([tokens, d]);
+        let x = x.add(&self.out_proj.forward(&attention));
+        let h = self.fc1.then(&self.layer_norm2.forward(&x), self.activation);
+        x.add(&self.fc2.forward(&h))
     }
 }

@@ -10,6 +10,7 @@ use flux::{
     },
     transformer::{Condition, Flux, FluxConfig, Rope, Site},
     vae::{Decoder, Encoder, VaeConfig},
+    vision::{Redux, Siglip, SiglipConfig},
     weights::Naming,
 };
 use support::{Golden, backends, channels_last, close};
@@ -110,5 +111,20 @@ fn autoencoder_both_ways() {
         let decoder = Decoder::load(config, &weights).unwrap();
         let decoded = decoder.decode(&picture("in.z"), &mut || Ok(())).unwrap();
         close("decoded", &decoded.to_vec(), &picture("decoded").to_vec(), BOUND);
+    }
+}
+
+#[test]
+fn vision_tower_and_redux() {
+    let golden = Golden::open("tiny_siglip_redux.safetensors");
+    for backend in backends() {
+        let weights = golden.weights(Naming::Same, &backend);
+        let siglip = Siglip::load(SiglipConfig::from_json(&golden.metadata()["config"]).unwrap(), &weights).unwrap();
+        let (shape, values) = golden.values("in.pixel_values");
+        let states = siglip.forward(&channels_last(&backend, &shape[1..], values));
+        let expected = |name: &str| golden.item(name, 0, &backend).to_vec();
+        close("last_hidden_state", &states.to_vec(), &expected("last_hidden_state"), BOUND);
+        let redux = Redux::load(32, 32, &weights).unwrap();
+        close("redux", &redux.forward(&states).to_vec(), &expected("redux"), BOUND);
     }
 }

@@ -7,7 +7,7 @@ use tensor::{Mask, Tensor, Unary, Weight};
 
 use crate::{
     error::{Error, Result},
-    nn::Linear,
+    nn::{EncoderLayer, EncoderLayerConfig, LayerNorm},
     weights::Weights,
 };
 
@@ -116,6 +116,16 @@ impl ClipConfig {
         Ok(())
     }
 
+    fn layer(&self) -> EncoderLayerConfig {
+        EncoderLayerConfig {
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_attention_heads: self.num_attention_heads,
+            layer_norm_eps: self.layer_norm_eps,
+            activation: self.activation,
+        }
+    }
+
     /// Derives the sizes from a checkpoint; heads are 64 wide as in every published CLIP text tower.
     ///
     /// # Errors
@@ -157,8 +167,8 @@ pub struct Clip {
     config: ClipConfig,
     token_embedding: Weight,
     position_embedding: Weight,
-    layers: Vec<Layer>,
-    final_layer_norm: Affine,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: LayerNorm,
 }
 
 /// What the tower says about a prompt.
@@ -183,9 +193,9 @@ impl Clip {
             token_embedding: embedding("token_embedding", config.vocab_size)?,
             position_embedding: embedding("position_embedding", config.max_position_embeddings)?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| Layer::load(&format!("{p}encoder.layers.{i}"), &config, weights))
+                .map(|i| EncoderLayer::load(&format!("{p}encoder.layers.{i}"), &config.layer(), weights))
                 .collect::<Result<_>>()?,
-            final_layer_norm: Affine::load(&format!("{p}final_layer_norm"), &config, weights)?,
+            final_layer_norm: LayerNorm::load(&format!("{p}final_layer_norm"), d, config.layer_norm_eps, weights)?,
             config,
         })
     }
@@ -204,7 +214,7 @@ impl Clip {
             &positions,
         ));
         for layer in &self.layers {
-            x = layer.forward(&x);
+            x = layer.forward(&x, Mask::Causal);
         }
         let last_hidden_state = self.final_layer_norm.forward(&x);
         let pooled = last_hidden_state.slice(0, self.end_token(ids), 1);
@@ -218,73 +228,5 @@ impl Clip {
             id => id,
         };
         ids.iter().position(|&id| id == end).unwrap_or(0)
-    }
-}
-
-/// `layer_norm(x) · weight + bias`.
-#[derive(Debug)]
-struct Affine {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f32,
-}
-
-impl Affine {
-    fn load(name: &str, config: &ClipConfig, weights: &Weights) -> Result<Self> {
-        Ok(Self {
-            weight: weights.vector(&format!("{name}.weight"), config.hidden_size)?,
-            bias: weights.vector(&format!("{name}.bias"), config.hidden_size)?,
-            eps: config.layer_norm_eps,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.eps).mul(&self.weight).add(&self.bias)
-    }
-}
-
-#[derive(Debug)]
-#[expect(clippy::struct_field_names, reason = "the checkpoint's names")]
-struct Layer {
-    heads: usize,
-    layer_norm1: Affine,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    layer_norm2: Affine,
-    fc1: Linear,
-    fc2: Linear,
-    activation: Unary,
-}
-
-impl Layer {
-    fn load(name: &str, config: &ClipConfig, weights: &Weights) -> Result<Self> {
-        let d = config.hidden_size;
-        let attention = |proj: &str| weights.linear(&format!("{name}.self_attn.{proj}"), d, d);
-        Ok(Self {
-            heads: config.num_attention_heads,
-            layer_norm1: Affine::load(&format!("{name}.layer_norm1"), config, weights)?,
-            q_proj: attention("q_proj")?,
-            k_proj: attention("k_proj")?,
-            v_proj: attention("v_proj")?,
-            out_proj: attention("out_proj")?,
-            layer_norm2: Affine::load(&format!("{name}.layer_norm2"), config, weights)?,
-            fc1: weights.linear(&format!("{name}.mlp.fc1"), config.intermediate_size, d)?,
-            fc2: weights.linear(&format!("{name}.mlp.fc2"), d, config.intermediate_size)?,
-            activation: config.activation,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Tensor {
-        let [tokens, d] = [x.shape()[0], x.shape()[1]];
-        let head_dim = d / self.heads;
-        let h = self.layer_norm1.forward(x);
-        let [q, k, v] =
-            [&self.q_proj, &self.k_proj, &self.v_proj].map(|p| p.forward(&h).reshape([tokens, self.heads, head_dim]));
-        let attention = q.attention(&k, &v, (head_dim as f32).sqrt().recip(), Mask::Causal).reshape([tokens, d]);
-        let x = x.add(&self.out_proj.forward(&attention));
-        let h = self.fc1.then(&self.layer_norm2.forward(&x), self.activation);
-        x.add(&self.fc2.forward(&h))
     }
 }

@@ -7,7 +7,7 @@ pub mod tokenizer;
 use tensor::Unary;
 
 /// The activation of this name in Hugging Face configurations.
-fn activation(name: &str) -> Result<Unary, String> {
+pub(crate) fn activation(name: &str) -> Result<Unary, String> {
     Ok(match name {
         "gelu" => Unary::Gelu,
         "gelu_new" | "gelu_pytorch_tanh" => Unary::GeluTanh,

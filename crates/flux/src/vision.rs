@@ -1,0 +1,165 @@
+//! A picture as conditioning: SigLIP's vision tower and the Redux projector, which turn it into tokens beside T5's.
+//!
+//! Source: `transformers` `SiglipVisionModel` (the attention-pooling head is unused), BFL's `image_embedders.py`.
+
+use tensor::{Mask, Padding, Tensor, Unary, Weight};
+
+use crate::{
+    error::Result,
+    nn::{Conv2d, EncoderLayer, EncoderLayerConfig, LayerNorm, Linear},
+    text,
+    weights::Weights,
+};
+
+/// Sizes of the vision tower.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SiglipConfig {
+    /// Width.
+    pub hidden_size: usize,
+    /// Width inside an MLP.
+    pub intermediate_size: usize,
+    /// Blocks.
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    pub num_attention_heads: usize,
+    /// Side of the picture it takes, pixels.
+    pub image_size: usize,
+    /// Side of a patch, pixels; what does not fill a patch at the right and below is not seen.
+    pub patch_size: usize,
+    /// Of every norm.
+    pub layer_norm_eps: f32,
+    /// The MLP's function.
+    pub activation: Unary,
+}
+
+impl SiglipConfig {
+    /// `google/siglip-so400m-patch14-384`: 729 tokens.
+    pub fn so400m() -> Self {
+        Self {
+            hidden_size: 1152,
+            intermediate_size: 4304,
+            num_hidden_layers: 27,
+            num_attention_heads: 16,
+            image_size: 384,
+            patch_size: 14,
+            layer_norm_eps: 1e-6,
+            activation: Unary::GeluTanh,
+        }
+    }
+
+    /// Tokens of a picture.
+    pub fn tokens(&self) -> usize {
+        (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// Reads an `image_encoder/config.json`.
+    ///
+    /// # Errors
+    /// A sentence naming the key.
+    pub fn from_json(json: &str) -> Result<Self, String> {
+        #[derive(serde::Deserialize)]
+        struct Raw {
+            hidden_size: usize,
+            intermediate_size: usize,
+            num_hidden_layers: usize,
+            num_attention_heads: usize,
+            image_size: usize,
+            patch_size: usize,
+            layer_norm_eps: Option<f32>,
+            hidden_act: Option<String>,
+        }
+        let raw: Raw = serde_json::from_str(json).map_err(|e| format!("is not a SigLIP vision configuration: {e}"))?;
+        if raw.patch_size == 0 || raw.image_size < raw.patch_size || raw.num_attention_heads == 0 {
+            return Err("has no patch or no head".into());
+        }
+        Ok(Self {
+            hidden_size: raw.hidden_size,
+            intermediate_size: raw.intermediate_size,
+            num_hidden_layers: raw.num_hidden_layers,
+            num_attention_heads: raw.num_attention_heads,
+            image_size: raw.image_size,
+            patch_size: raw.patch_size,
+            layer_norm_eps: raw.layer_norm_eps.unwrap_or(1e-6),
+            activation: text::activation(raw.hidden_act.as_deref().unwrap_or("gelu_pytorch_tanh"))?,
+        })
+    }
+}
+
+/// The vision tower.
+#[derive(Debug)]
+pub struct Siglip {
+    config: SiglipConfig,
+    patch_embedding: Conv2d,
+    position_embedding: Weight,
+    layers: Vec<EncoderLayer>,
+    post_layernorm: LayerNorm,
+}
+
+impl Siglip {
+    /// Takes the parameters from `weights`.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another size.
+    pub fn load(config: SiglipConfig, weights: &Weights) -> Result<Self> {
+        let d = config.hidden_size;
+        let layer = EncoderLayerConfig {
+            hidden_size: d,
+            intermediate_size: config.intermediate_size,
+            num_attention_heads: config.num_attention_heads,
+            layer_norm_eps: config.layer_norm_eps,
+            activation: config.activation,
+        };
+        let embeddings = "vision_model.embeddings";
+        Ok(Self {
+            patch_embedding: weights.conv2d(&format!("{embeddings}.patch_embedding"), d, 3, config.patch_size)?,
+            position_embedding: weights.matrix(
+                &format!("{embeddings}.position_embedding.weight"),
+                config.tokens(),
+                d,
+            )?,
+            layers: (0..config.num_hidden_layers)
+                .map(|i| EncoderLayer::load(&format!("vision_model.encoder.layers.{i}"), &layer, weights))
+                .collect::<Result<_>>()?,
+            post_layernorm: LayerNorm::load("vision_model.post_layernorm", d, config.layer_norm_eps, weights)?,
+            config,
+        })
+    }
+
+    /// `picture [image_size, image_size, 3]` in [−1, 1] → hidden states `[tokens, hidden_size]`.
+    pub fn forward(&self, picture: &Tensor) -> Tensor {
+        let tokens = self.config.tokens();
+        let patches = self.patch_embedding.strided(picture, self.config.patch_size, Padding::default());
+        let positions: Vec<u32> = (0..tokens as u32).collect();
+        let positions = Tensor::embedding(picture.backend(), &self.position_embedding, &positions);
+        let mut x = patches.reshape([tokens, self.config.hidden_size]).add(&positions);
+        for layer in &self.layers {
+            x = layer.forward(&x, Mask::None);
+        }
+        self.post_layernorm.forward(&x)
+    }
+}
+
+/// SigLIP's states to tokens of T5's width: `redux_down(silu(redux_up(x)))`.
+#[derive(Debug)]
+pub struct Redux {
+    redux_up: Linear,
+    redux_down: Linear,
+}
+
+impl Redux {
+    /// Takes the parameters from `weights`: `redux_dim` is SigLIP's width, `txt_in_features` T5's; three times that inside.
+    ///
+    /// # Errors
+    /// If a tensor is missing or of another size.
+    pub fn load(redux_dim: usize, txt_in_features: usize, weights: &Weights) -> Result<Self> {
+        Ok(Self {
+            redux_up: weights.linear("redux_up", 3 * txt_in_features, redux_dim)?,
+            redux_down: weights.linear("redux_down", txt_in_features, 3 * txt_in_features)?,
+        })
+    }
+
+    /// `[tokens, redux_dim]` → `[tokens, txt_in_features]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        self.redux_down.forward(&self.redux_up.then(x, Unary::Silu))
+    }
+}
