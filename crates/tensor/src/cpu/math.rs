@@ -1,4 +1,7 @@
 //! Functions of one number, lane by lane. Errors are the largest found against f64 (`tests` below).
+//!
+//! Limits are taken with the machine's minimum and maximum, which prefer the limit to a NaN: `exp` and `tanh` of a NaN are
+//! numbers, and so are attention weights.
 
 use super::arch::{Vector, VectorSlice};
 use crate::Unary;
