@@ -57,12 +57,13 @@ class Config:
     dropout: float = 0.1  # share of empty captions
     ema_samples: int = 40_000  # samples over which the averaged weights look back
     pool: int = 16_384  # encoded pictures kept ready
-    pool_start: int = 2_048  # of them before the first step
+    pool_start: int = 1_024  # of them before the first step
     pool_refresh: float = 0.125  # share of each batch that is drawn and encoded afresh
 
     # guidance distillation
-    distil_minutes: float = 10.0
-    distil_lr: float = 4e-4
+    distil_minutes: float = 7.0
+    distil_batch: int = 64
+    distil_lr: float = 1e-3
     guidance_range: tuple = (1.0, 6.0)
 
     # sampling

@@ -27,17 +27,18 @@ def train(cfg: Config) -> None:
         cfg.work / "distil.pt", clock, model=model, average=average, optimiser=optimiser, progress=progress
     )
     state.load()
+    nothing = teacher.text(*teacher.text.tokens([""]))
     running = None
     while clock.tick() < 1:
         set_rate(optimiser, clock.rate())
-        latents, captions = pool.batch(cfg.flow_batch)
+        latents, captions = pool.batch(cfg.distil_batch)
         sigma, x, _ = flow.noisy(cfg, latents)
         low, high = cfg.guidance_range
         guidance = low + (high - low) * torch.rand_like(sigma)
         one = torch.ones_like(sigma)
         with torch.no_grad():
             pooled, states = teacher.text(*teacher.text.tokens(captions))
-            blank = [part.expand_as(full) for part, full in zip(teacher.text(*teacher.text.tokens([""])), (pooled, states))]
+            blank = [part.expand_as(full) for part, full in zip(nothing, (pooled, states))]
             free = teacher.velocity(x, sigma, one, *blank)
             bound = teacher.velocity(x, sigma, one, pooled, states)
             target = free + guidance[:, None, None] * (bound - free)
@@ -46,10 +47,10 @@ def train(cfg: Config) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        progress.samples += cfg.flow_batch
-        follow(average, model, 1 - min(1.0, cfg.flow_batch / min(cfg.ema_samples / 4, progress.samples / 4)))
+        progress.samples += cfg.distil_batch
+        follow(average, model, 1 - min(1.0, cfg.distil_batch / min(cfg.ema_samples / 4, progress.samples / 4)))
         running = float(loss) if running is None else 0.98 * running + 0.02 * float(loss)
-        if progress.samples // cfg.flow_batch % 50 == 0:
+        if progress.samples // cfg.distil_batch % 50 == 0:
             log(cfg.work / "distil.log", samples=progress.samples, minutes=clock.spent, loss=running,
                 off=float((bound - target).square().mean()))
         state.save(every=4)

@@ -158,7 +158,7 @@ def measure(cfg: Config, sample: Sampler) -> dict[str, float]:
 
 def contact_sheet(sample: Sampler, file: Path, columns: int = 6, side: int = 192) -> None:
     made = sample(list(SHEET), [7] * len(SHEET))
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(10)
     rows = -(-len(SHEET) // columns)
     sheet = Image.new("RGB", (columns * (side + 12) + 12, rows * (side + 34) + 12), "white")
     pen = ImageDraw.Draw(sheet)

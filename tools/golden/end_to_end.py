@@ -29,7 +29,7 @@ from PIL import Image  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 
-def command(darkroom, model, case, image, latents):
+def command(darkroom, model, case, image, latents, tokenizers=None):
     """The binary's argument list: the one place that knows its options."""
     args = [
         str(darkroom),
@@ -55,7 +55,11 @@ def command(darkroom, model, case, image, latents):
         str(latents),
         "-o",
         str(image),
+        "--metadata",  # names the model, which differs from layout to layout
+        "none",
     ]
+    if tokenizers is not None:  # single files bring no tokenizer of their own
+        args += ["--clip-tokenizer", str(tokenizers / "tokenizer"), "--t5-tokenizer", str(tokenizers / "tokenizer_2")]
     if case.negative_prompt is not None:
         args += ["-n", case.negative_prompt, "--true-cfg", repr(case.true_cfg)]
     return args
@@ -66,13 +70,13 @@ def model_argument(layout, base, file):
     return file if layout == "all_in_one" else base
 
 
-def darkroom_run(darkroom, model, case, directory, timeout):
+def darkroom_run(darkroom, model, case, directory, timeout, tokenizers=None):
     """Returns (latents, pixels, PNG bytes); raises RuntimeError with the binary's last words if it fails."""
     directory.mkdir(parents=True, exist_ok=True)
     image, latents = directory / "image.png", directory / "latents.safetensors"
     for file in (image, latents):
         file.unlink(missing_ok=True)
-    args = command(darkroom, model, case, image, latents)
+    args = command(darkroom, model, case, image, latents, tokenizers)
     done = subprocess.run(args, capture_output=True, text=True, timeout=timeout, env={**os.environ, "NO_COLOR": "1"})
     if done.returncode != 0:
         raise RuntimeError(f"exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1][-300:]}")
@@ -248,9 +252,8 @@ def layout_results(args, name, folder, case, png, directory):
             want = png
             if reference != folder:
                 want = darkroom_run(args.darkroom, reference, case, directory / "out", args.timeout)[2]
-            got = darkroom_run(
-                args.darkroom, model_argument(layout, base, file), case, directory / "out", args.timeout
-            )[2]
+            model = model_argument(layout, base, file)
+            got = darkroom_run(args.darkroom, model, case, directory / "out", args.timeout, tokenizers=folder)[2]
         except (RuntimeError, KeyError, OSError, subprocess.TimeoutExpired) as error:
             yield Result(label, False, str(error))
             continue

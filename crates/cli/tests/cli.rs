@@ -1,5 +1,7 @@
 //! The program as a stranger uses it: the model in the box, real files, exit codes, what is left after a kill.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     path::Path,
     process::{Command, Output, Stdio},

@@ -58,7 +58,7 @@ impl Conv2d {
 
 /// `layer_norm(x) · weight + bias`.
 #[derive(Debug)]
-pub struct LayerNorm {
+pub(crate) struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f32,
@@ -66,7 +66,7 @@ pub struct LayerNorm {
 
 impl LayerNorm {
     /// `name.weight` and `name.bias`, each `[width]`.
-    pub fn load(name: &str, width: usize, eps: f32, weights: &Weights) -> Result<Self> {
+    pub(crate) fn load(name: &str, width: usize, eps: f32, weights: &Weights) -> Result<Self> {
         Ok(Self {
             weight: weights.vector(&format!("{name}.weight"), width)?,
             bias: weights.vector(&format!("{name}.bias"), width)?,
@@ -76,30 +76,29 @@ impl LayerNorm {
 
     /// `[.., width]` → the same.
     #[track_caller]
-    pub fn forward(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.eps).mul(&self.weight).add(&self.bias)
     }
 }
 
 /// Sizes of an [`EncoderLayer`].
 #[derive(Clone, Debug)]
-pub struct EncoderLayerConfig {
+pub(crate) struct EncoderLayerConfig {
     /// Width.
-    pub hidden_size: usize,
+    pub(crate) hidden_size: usize,
     /// Width inside the MLP.
-    pub intermediate_size: usize,
+    pub(crate) intermediate_size: usize,
     /// Attention heads.
-    pub num_attention_heads: usize,
+    pub(crate) num_attention_heads: usize,
     /// Of both norms.
-    pub layer_norm_eps: f32,
+    pub(crate) layer_norm_eps: f32,
     /// The MLP's function.
-    pub activation: Unary,
+    pub(crate) activation: Unary,
 }
 
 /// A pre-norm block of CLIP's and SigLIP's towers: attention, then an MLP, each added to its input.
 #[derive(Debug)]
-#[expect(clippy::struct_field_names, reason = "the checkpoints' names")]
-pub struct EncoderLayer {
+pub(crate) struct EncoderLayer {
     heads: usize,
     layer_norm1: LayerNorm,
     q_proj: Linear,
@@ -114,7 +113,7 @@ pub struct EncoderLayer {
 
 impl EncoderLayer {
     /// `name` is `….encoder.layers.N`.
-    pub fn load(name: &str, config: &EncoderLayerConfig, weights: &Weights) -> Result<Self> {
+    pub(crate) fn load(name: &str, config: &EncoderLayerConfig, weights: &Weights) -> Result<Self> {
         let d = config.hidden_size;
         let attention = |proj: &str| weights.linear(&format!("{name}.self_attn.{proj}"), d, d);
         let norm = |norm: &str| LayerNorm::load(&format!("{name}.{norm}"), d, config.layer_norm_eps, weights);
@@ -134,7 +133,7 @@ impl EncoderLayer {
 
     /// `x [tokens, width]` → the same.
     #[track_caller]
-    pub fn forward(&self, x: &Tensor, mask: Mask<'_>) -> Tensor {
+    pub(crate) fn forward(&self, x: &Tensor, mask: Mask<'_>) -> Tensor {
         let [tokens, d] = [x.shape()[0], x.shape()[1]];
         let head_dim = d / self.heads;
         let h = self.layer_norm1.forward(x);

@@ -120,7 +120,11 @@ impl Pipeline {
 
         watch.event(Event::Loading("clip_l"));
         let clip_tokenizer = files.load_clip_tokenizer()?;
-        let clip = Clip::load(files.clip_l.clip_config()?, &files.clip_l.weights(&backend, precision))?;
+        let mut clip_config = files.clip_l.clip_config()?;
+        if files.clip_l.config.is_none() {
+            clip_config.eos_token_id = clip_tokenizer.eos(); // weights alone do not tell
+        }
+        let clip = Clip::load(clip_config, &files.clip_l.weights(&backend, precision))?;
 
         watch.event(Event::Loading("t5"));
         let t5_tokenizer = files.load_t5_tokenizer()?;
@@ -310,6 +314,10 @@ impl Pipeline {
     fn encode(&self, prompt: &Screened<&str>, t5_length: usize, watch: &dyn Watch) -> Result<Conditioning> {
         let longest = self.clip.config().max_position_embeddings;
         let clip_length = self.clip_tokenizer.model_max_length().map_or(longest, |length| length.min(longest));
+        if clip_length < 2 {
+            let problem = format!("allows {clip_length} tokens; a prompt takes two and more");
+            return Err(Error::asked("clip_tokenizer", problem));
+        }
         let clip_ids = self.clip_tokenizer.encode(prompt, clip_length)?;
         let t5_ids = self.t5_tokenizer.encode(prompt, t5_length)?;
         check_ids("CLIP", &clip_ids, self.clip.config().vocab_size)?;

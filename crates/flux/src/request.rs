@@ -15,6 +15,8 @@ pub const MAX_PIXELS: u64 = 16 << 20;
 pub const MAX_STEPS: u32 = 1000;
 /// Most pictures of one request.
 pub const MAX_BATCH: u32 = 64;
+/// Most T5 tokens: four times what the models were trained with.
+pub const MAX_T5_LENGTH: usize = 2048;
 /// Longest prompt, bytes. T5 sees 512 tokens of it.
 pub const MAX_PROMPT: usize = 100_000;
 
@@ -97,8 +99,8 @@ impl Request {
                 return Err(Error::asked(field, format!("is {value}; 0 to {most} are possible")));
             }
         }
-        if !(1..=4096).contains(&self.t5_length) {
-            return Err(Error::asked("t5_length", format!("is {}; 1 to 4096 are possible", self.t5_length)));
+        if !(1..=MAX_T5_LENGTH).contains(&self.t5_length) {
+            return Err(Error::asked("t5_length", format!("is {}; 1 to {MAX_T5_LENGTH} are possible", self.t5_length)));
         }
         for (field, text) in [("prompt", Some(&self.prompt)), ("negative_prompt", self.negative_prompt.as_ref())] {
             if let Some(text) = text

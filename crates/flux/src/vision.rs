@@ -69,8 +69,20 @@ impl SiglipConfig {
             hidden_act: Option<String>,
         }
         let raw: Raw = serde_json::from_str(json).map_err(|e| format!("is not a SigLIP vision configuration: {e}"))?;
-        if raw.patch_size == 0 || raw.image_size < raw.patch_size || raw.num_attention_heads == 0 {
-            return Err("has no patch or no head".into());
+        let limits = [
+            ("hidden_size", raw.hidden_size, 1 << 16),
+            ("intermediate_size", raw.intermediate_size, 1 << 20),
+            ("num_attention_heads", raw.num_attention_heads, raw.hidden_size),
+            ("image_size", raw.image_size, 1 << 14),
+            ("patch_size", raw.patch_size, raw.image_size),
+        ];
+        for (name, value, most) in limits {
+            if !(1..=most).contains(&value) {
+                return Err(format!("has {name} {value}; 1 to {most} are possible"));
+            }
+        }
+        if !raw.hidden_size.is_multiple_of(raw.num_attention_heads) {
+            return Err(format!("has {} heads for a width of {}", raw.num_attention_heads, raw.hidden_size));
         }
         Ok(Self {
             hidden_size: raw.hidden_size,

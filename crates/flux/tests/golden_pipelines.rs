@@ -1,5 +1,7 @@
 //! Whole pictures against diffusers: folders saved by `FluxPipeline.save_pretrained`, from prompt to pixels.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[expect(unreachable_pub, dead_code, reason = "each test file uses a part of the shared helpers")]
 mod support;
 

@@ -1,5 +1,7 @@
 //! The published checkpoints' names and shapes, as sparse files of their full size: found, checked and planned in a moment.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{collections::BTreeMap, fmt::Write as _, fs::File, io::Write as _, path::Path, sync::Arc};
 
 use flux::{

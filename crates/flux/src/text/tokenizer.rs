@@ -133,6 +133,11 @@ impl ClipTokenizer {
         Ok(ids)
     }
 
+    /// The end token, whose state CLIP pools.
+    pub fn eos(&self) -> u32 {
+        self.eos
+    }
+
     /// The tokens that `prompt` would take in full, frame included.
     ///
     /// # Errors

@@ -1,9 +1,13 @@
 //! What golden tests share: fixtures by name, and comparisons that name the first wrong place.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use flux::weights::{Checkpoint, Naming, Weights, safetensors::Header};
-use tensor::{Backend, Precision, Tensor, cpu::Cpu, reference::Reference};
+use tensor::{Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight, cpu::Cpu, reference::Reference};
 
 /// Both backends that compute.
 pub fn backends() -> [Arc<dyn Backend>; 2] {
@@ -100,4 +104,175 @@ pub fn close(place: &str, got: &[f32], expected: &[f32], bound: f64) {
 /// `[C, H, W]` → `[H, W, C]`.
 pub fn channels_last(backend: &Arc<dyn Backend>, shape: &[usize], values: Vec<f32>) -> Tensor {
     Tensor::from_vec(backend, tensor::Shape::new(shape), values).permute(&[1, 2, 0])
+}
+
+/// A backend around another that remembers the result of every operation, so that a test can look at blocks which the
+/// engine's interface does not show.
+#[derive(Debug)]
+pub struct Trace {
+    inner: Arc<dyn Backend>,
+    results: Mutex<Vec<Tensor>>,
+}
+
+impl Trace {
+    pub fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self { inner, results: Mutex::default() })
+    }
+
+    /// Fails with the name of the first of `places` (in the order in which they are computed) whose values are no
+    /// operation's result; then forgets all results.
+    pub fn check(&self, run: &str, places: &[(String, Vec<f32>)], bound: f64) {
+        let results: Vec<Vec<f32>> =
+            self.results.lock().expect("no test thread panicked here").drain(..).map(|x| x.to_vec()).collect();
+        let mut from = 0;
+        for (place, expected) in places {
+            let distances = results[from..]
+                .iter()
+                .map(|x| if x.len() == expected.len() { distance(x, expected) } else { f64::NAN });
+            let (index, nearest) = distances
+                .enumerate()
+                .filter(|(_, d)| !d.is_nan())
+                .fold((0, f64::INFINITY), |best, (i, d)| if best.1 <= bound || best.1 <= d { best } else { (i, d) });
+            assert!(
+                nearest <= bound,
+                "{run}: {place} is the first wrong block: the nearest result is {nearest:.3e} away, allowed {bound:.0e}"
+            );
+            from += index;
+        }
+    }
+
+    /// The inner backend's tensor.
+    fn open(x: &Tensor) -> Tensor {
+        x.buffer().downcast_ref::<Tensor>().expect("a tensor of this backend").reshape(x.shape())
+    }
+
+    fn remember(&self, y: &Tensor) {
+        self.results.lock().expect("no test thread panicked here").push(y.clone());
+    }
+
+    /// The inner result `y` as one of this backend, which `x` is of.
+    fn wrap(&self, x: &Tensor, y: Tensor) -> Tensor {
+        self.remember(&y);
+        x.like(y.shape(), Arc::new(y))
+    }
+}
+
+/// Only forwards.
+impl Backend for Trace {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn upload(self: Arc<Self>, shape: Shape, values: Vec<f32>) -> Tensor {
+        let y = self.inner.clone().upload(shape, values);
+        Tensor::new(shape, Arc::new(y), self)
+    }
+
+    fn download(&self, x: &Tensor) -> Vec<f32> {
+        Self::open(x).to_vec()
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
+        self.wrap(x, self.inner.linear(&Self::open(x), weight, bias.map(Self::open).as_ref()))
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
+        let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
+        let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
+        let mask = bias.as_ref().map_or(mask, Mask::Bias);
+        self.wrap(q, self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask))
+    }
+
+    fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
+        self.wrap(x, self.inner.conv2d(&Self::open(x), weight, bias.map(Self::open).as_ref(), stride, padding))
+    }
+
+    fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
+        self.wrap(x, self.inner.layer_norm(&Self::open(x), eps))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+        self.wrap(x, self.inner.rms_norm(&Self::open(x), &Self::open(weight), eps))
+    }
+
+    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+        self.wrap(x, self.inner.group_norm(&Self::open(x), groups, &Self::open(weight), &Self::open(bias), eps))
+    }
+
+    fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
+        self.wrap(x, self.inner.unary(&Self::open(x), f))
+    }
+
+    fn binary(&self, a: &Tensor, b: &Tensor, f: Binary) -> Tensor {
+        self.wrap(a, self.inner.binary(&Self::open(a), &Self::open(b), f))
+    }
+
+    fn rope(&self, x: &Tensor, angles: &Tensor) -> Tensor {
+        self.wrap(x, self.inner.rope(&Self::open(x), &Self::open(angles)))
+    }
+
+    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor {
+        let y = self.inner.clone().embedding(table, ids);
+        self.remember(&y);
+        Tensor::new(y.shape(), Arc::new(y), self)
+    }
+
+    fn concat(&self, parts: &[&Tensor], axis: usize) -> Tensor {
+        let inner: Vec<Tensor> = parts.iter().map(|x| Self::open(x)).collect();
+        self.wrap(parts[0], self.inner.concat(&inner.iter().collect::<Vec<_>>(), axis))
+    }
+
+    fn slice(&self, x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor {
+        self.wrap(x, self.inner.slice(&Self::open(x), axis, start, len))
+    }
+
+    fn permute(&self, x: &Tensor, axes: &[usize]) -> Tensor {
+        self.wrap(x, self.inner.permute(&Self::open(x), axes))
+    }
+
+    fn upsample_nearest_2x(&self, x: &Tensor) -> Tensor {
+        self.wrap(x, self.inner.upsample_nearest_2x(&Self::open(x)))
+    }
+
+    fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, f: Unary) -> Tensor {
+        self.wrap(x, self.inner.linear_unary(&Self::open(x), weight, bias.map(Self::open).as_ref(), f))
+    }
+
+    fn linear_gated_add(
+        &self,
+        residual: &Tensor,
+        gate: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        let [inner_residual, inner_gate, inner_x] = [residual, gate, x].map(Self::open);
+        let bias = bias.map(Self::open);
+        self.wrap(x, self.inner.linear_gated_add(&inner_residual, &inner_gate, &inner_x, weight, bias.as_ref()))
+    }
+
+    fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
+        self.wrap(x, self.inner.modulated_norm(&Self::open(x), &Self::open(shift), &Self::open(scale), eps))
+    }
+
+    fn add_scaled(&self, y: &Tensor, a: f32, x: &Tensor) -> Tensor {
+        self.wrap(y, self.inner.add_scaled(&Self::open(y), a, &Self::open(x)))
+    }
+
+    fn qk_norm_rope(
+        &self,
+        x: &Tensor,
+        start: usize,
+        heads: usize,
+        weight: &Tensor,
+        angles: &Tensor,
+        eps: f32,
+    ) -> Tensor {
+        let [inner_x, weight, angles] = [x, weight, angles].map(Self::open);
+        self.wrap(x, self.inner.qk_norm_rope(&inner_x, start, heads, &weight, &angles, eps))
+    }
+
+    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+        self.wrap(x, self.inner.group_norm_silu(&Self::open(x), groups, &Self::open(weight), &Self::open(bias), eps))
+    }
 }
