@@ -136,7 +136,7 @@ fn wrong_requests_name_the_flag() {
     refused(f, &["generate", "x", "--size", "8x8"], 2, &["width", "16"]);
     refused(f, &["generate", "x", "--size", "9000x9000"], 2, &["width", "8192"]);
     refused(f, &["generate", "x", "--steps", "0"], 2, &["steps"]);
-    refused(f, &["generate", "x", "-n", "blur"], 2, &["--negative-prompt", "--true-cfg"]);
+    refused(f, &["generate", "x", "-n", "blur", "--true-cfg", "1"], 2, &["--negative-prompt", "--true-cfg"]);
     refused(f, &["generate", "x", "-o", "x.bmp"], 2, &["bmp", "png"]);
     refused(f, &["generate", "x", "-o", "-", "-b", "2"], 2, &["--output -"]);
     refused(f, &["generate", "x", "--seed", "99999999999999999999"], 2, &["--seed"]);
