@@ -191,8 +191,8 @@ def random_case(rng, spec, tokens=120):
     columns = rng.randint(1, max(1, min(12, tokens // rows)))
     width, height = columns * multiple, rows * multiple
     if rng.random() < 0.4:
-        width -= rng.randrange(multiple)
-        height -= rng.randrange(multiple)
+        width -= rng.randrange(multiple) if columns > 1 else 0  # a side is at least one token
+        height -= rng.randrange(multiple) if rows > 1 else 0
     negative = rng.random() < 0.35
     return Case(
         prompt=random_text(rng),
