@@ -18,8 +18,9 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "darkroom", version, max_term_width = 110, subcommand_required = true, arg_required_else_help = true)]
 #[command(after_help = "\
-Exit codes: 0 done; 1 a file, device or computation failed; 2 the request cannot be met; 3 refused by the
-safety policy; 130 cancelled.
+Exit codes:
+  0 done    1 a file, device or computation failed    2 the request cannot be met
+  3 refused by the safety policy    130 cancelled
 
 The first picture:  darkroom generate \"a red apple\"")]
 struct Cli {

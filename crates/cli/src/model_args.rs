@@ -13,7 +13,7 @@ pub(crate) struct ModelArgs {
     /// Without it the small model in the box is used (pocket: draws icons, not photographs)
     #[arg(short, long, value_name = "PATH|NAME")]
     pub(crate) model: Option<String>,
-    /// The transformer's file (alias: --diffusion-model)
+    /// The transformer's file (flux1-krea-dev.safetensors)
     #[arg(long, value_name = "FILE", visible_alias = "diffusion-model")]
     transformer: Option<PathBuf>,
     /// The autoencoder's file (ae.safetensors)
