@@ -8,10 +8,9 @@
 mod toy;
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use flux::{
@@ -20,55 +19,32 @@ use flux::{
     text::tokenizer::{ClipTokenizer, T5Tokenizer},
     weights::Checkpoint,
 };
+use peak_alloc::PeakAlloc;
 use tensor::{Device, Precision};
 use toy::{Array, Scratch, Stored, Toy};
 
-/// Counts what a thread has allocated and not given back.
-struct Counting;
-
-thread_local! {
-    static LIVE: Cell<isize> = const { Cell::new(0) };
-    static PEAK: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(change: isize) {
-    // During a thread's end its locals are gone: nothing is measured then.
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + change);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
-    });
-}
-
-// SAFETY: every call goes to the system's allocator unchanged; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps `GlobalAlloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as above.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
+/// Counts what is allocated and not given back.
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: PeakAlloc = PeakAlloc;
+
+/// One refusal is measured at a time.
+static MEASURED: Mutex<()> = Mutex::new(());
 
 /// The most that a refusal may take, whatever the file claims.
-const MOST: isize = 64 << 20;
+const MOST: usize = 64 << 20;
 
 /// What `f` fails with: it names all of `words` and was cheap.
 fn refused<T>(case: &str, words: &[&str], f: impl FnOnce() -> flux::Result<T>) -> String {
-    let before = LIVE.with(Cell::get);
-    PEAK.with(|peak| peak.set(before));
+    // The test of the measure itself panics while it holds this.
+    let measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
     let error = match f() {
         Ok(_) => panic!("{case}: was accepted"),
         Err(error) => error.to_string(),
     };
-    let peak = PEAK.with(Cell::get) - before;
+    let peak = ALLOCATOR.peak_usage().saturating_sub(before);
+    drop(measured);
     assert!(peak <= MOST, "{case}: took {} MB to refuse", peak >> 20);
     for word in words {
         assert!(error.contains(word), "{case}: '{word}' was expected in: {error}");
@@ -422,11 +398,12 @@ fn configurations() {
                 let mut config = config.clone();
                 config[key] = value.into();
                 replace(&path, config.to_string().as_bytes());
-                let before = LIVE.with(Cell::get);
-                PEAK.with(|peak| peak.set(before));
+                let _measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = ALLOCATOR.current_usage();
+                ALLOCATOR.reset_peak_usage();
                 // Some are right (one layer, one head) or are not this part's; none may panic or take much.
                 let result = load(&named(&folder));
-                let peak = PEAK.with(Cell::get) - before;
+                let peak = ALLOCATOR.peak_usage().saturating_sub(before);
                 assert!(peak <= MOST, "{part}, {key} = {value}: took {} MB", peak >> 20);
                 let weighty = value > 3 && config[key] != serde_json::Value::Null && !matches!(key, "eos_token_id");
                 let own = toy_key(part, key);
