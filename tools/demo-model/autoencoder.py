@@ -79,16 +79,17 @@ def train(cfg: Config) -> None:
                 psnr=quality(model, test))
         state.save(every=4)
         step += 1
-    log(cfg.work / "autoencoder.log", step=step, minutes=clock.spent, psnr=quality(model, test), pictures=step * cfg.ae_batch)
+    log(cfg.work / "autoencoder.log", step=step, minutes=clock.spent, psnr=quality(model, test),
+        pictures=step * cfg.ae_batch)
     measure(cfg, model, pictures, rng)
     state.save()
 
 
 @torch.no_grad()
 def quality(model: AutoencoderKL, test: torch.Tensor) -> float:
-    return sum(psnr(model.decode(model.encode(x).latent_dist.mode()).sample, x) for x in test.split(16)) / len(
-        test.split(16)
-    )
+    """Mean PSNR of held pictures."""
+    parts = test.split(16)
+    return sum(psnr(model.decode(model.encode(x).latent_dist.mode()).sample, x) for x in parts) / len(parts)
 
 
 @torch.no_grad()

@@ -36,8 +36,9 @@ def run(cfg: Config) -> None:
         for key in ("names", "colours", "backgrounds")
     ]
     minutes = {stage: last(work / f"{stage}.log", "minutes") for stage in ("autoencoder", "text", "flow", "distil")}
+    pictures = last(work / "autoencoder.log", "pictures")
     training = [
-        f"- autoencoder {minutes['autoencoder']:.0f} minutes ({last(work / 'autoencoder.log', 'pictures'):,} pictures);",
+        f"- autoencoder {minutes['autoencoder']:.0f} minutes ({pictures:,} pictures);",
         f"- text encoders {minutes['text']:.0f} minutes;",
         f"- flow matching {minutes['flow']:.0f} minutes ({last(work / 'flow.log', 'samples'):,} samples);",
         f"- guidance distillation {minutes['distil']:.0f} minutes ({last(work / 'distil.log', 'samples'):,} samples).",

@@ -120,7 +120,7 @@ class TextPath(nn.Module):
         )
 
     def tokens(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """CLIP ids up to the longest caption (its mask is causal: more padding changes nothing), T5 ids at full length."""
+        """CLIP ids up to the longest caption (causal: more padding changes nothing), T5 ids at full length."""
         clip = self.clip_tokens(captions, padding="longest", truncation=True, return_tensors="pt").input_ids
         t5 = self.t5_tokens(
             captions, padding="max_length", max_length=self.cfg.t5_length, truncation=True, return_tensors="pt"
