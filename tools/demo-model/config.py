@@ -37,7 +37,7 @@ class Config:
     t5_length: int = 18
     text_width: int = 128
     text_minutes: float = 3.0
-    text_batch: int = 256
+    text_batch: int = 128
     text_lr: float = 2e-3
 
     # flow transformer
@@ -69,7 +69,7 @@ class Config:
     # sampling
     shift: float = 1.5
     steps: int = 20
-    guidance: float = 3.5
+    guidance: float = 3.0
     true_cfg: float = 1.0
 
     @property
