@@ -73,7 +73,7 @@ impl Progress {
         let pace = self.pace.map_or(step.seconds, |pace| 0.7 * pace + 0.3 * step.seconds);
         self.pace = Some(pace);
         let left = pace * f64::from(step.steps - step.step);
-        let line = format!("{pace:.2} s/step, {} left", clock(left));
+        let line = format!("{}, {} left", a_step(pace), clock(left));
         if !self.terminal {
             // Lines for a log: all of a slow run, a few of a quick one.
             let every = if pace > 5.0 { 1 } else { step.steps.div_ceil(4) };
@@ -106,6 +106,11 @@ impl Progress {
     }
 }
 
+/// `2.31 s/step`, `14 ms/step`.
+fn a_step(seconds: f64) -> String {
+    if seconds < 0.1 { format!("{:.0} ms/step", 1000.0 * seconds) } else { format!("{seconds:.2} s/step") }
+}
+
 /// `1:02:03`, `2:03`, `3 s`.
 fn clock(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;
@@ -123,6 +128,7 @@ mod tests {
 
     #[test]
     fn clocks() {
+        assert_eq!([0.0141, 0.1, 12.345].map(a_step), ["14 ms/step", "0.10 s/step", "12.35 s/step"]);
         assert_eq!([0.4, 63.0, 3723.0].map(clock), ["0 s", "1:03", "1:02:03"]);
     }
 }
