@@ -44,21 +44,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let known = args.model.model.as_deref().and_then(real);
     let files = if args.model.is_given() { Some(args.model.find()) } else { None };
     // A known name without files is planned from the published configuration.
-    let (title, family, plan) = match (files, known) {
+    let (title, plan) = match (files, known) {
         (Some(Ok(files)), _) => {
             let size = size(args, files.defaults);
-            (files.name.clone(), files.family, plan(&files, size)?)
+            (files.name.clone(), plan(&files, size)?)
         }
         (Some(Err(error)), None) => return Err(error.into()),
         (Some(Err(_)) | None, known) => {
             let family = known.unwrap_or(Family::Krea);
             let size = size(args, family.defaults());
             let title = format!("{} (no files, {} weights assumed)", family.name(), args.weights.name());
-            (title, family, plan_flux1(family != Family::Schnell, args.weights, size)?)
+            (title, plan_flux1(family != Family::Schnell, args.weights, size)?)
         }
     };
-    let size = size(args, family.defaults());
-    if args.json { print_json(&title, &plan) } else { print(&title, size, &plan) }
+    if args.json { print_json(&title, &plan) } else { print(&title, &plan) }
 }
 
 /// Names whose configuration is published.
@@ -80,10 +79,10 @@ fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
     }
 }
 
-fn print(title: &str, size: Size, plan: &Plan) -> Result<()> {
+fn print(title: &str, plan: &Plan) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{title}")?;
-    writeln!(out, "{} tokens, {} evaluations of the transformer", plan.tokens, size.evaluations)?;
+    writeln!(out, "{} tokens, {} evaluations of the transformer", plan.tokens, plan.evaluations)?;
     writeln!(out)?;
     writeln!(out, "{:<12} {:>14} {:>12} {:>12} {:>12}", "part", "parameters", "weights", "activations", "TFLOP a run")?;
     for part in &plan.parts {
