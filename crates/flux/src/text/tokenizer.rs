@@ -223,7 +223,11 @@ impl T5Tokenizer {
 
 impl Text {
     fn from_json(path: &Path, json: &[u8], kind: &str, is_kind: impl Fn(&ModelWrapper) -> bool) -> Result<Self> {
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|e| Error::file(path, e.to_string()))?;
+        // The library panics on some malformed files; a bad file must not take the process along.
+        let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(json));
+        let parsed =
+            parsed.map_err(|_| Error::file(path, "is malformed in a way the tokenizers library cannot name"))?;
+        let mut tokenizer = parsed.map_err(|e| Error::file(path, e.to_string()))?;
         if !is_kind(tokenizer.get_model()) {
             return Err(Error::file(path, format!("'model' is not of type {kind}")));
         }
