@@ -21,9 +21,8 @@ use crate::{
         tokenizer::{ClipTokenizer, T5Tokenizer},
     },
     transformer::{Condition, Flux, Rope},
-    vae::{Decoder, tiling::Tiling, tiny::TinyDecoder},
+    vae::{Decoder, VaeConfig, tiling::Tiling, tiny::TinyDecoder},
     watch::{self, Event, Watch},
-    weights::Naming,
 };
 
 /// How a model is loaded.
@@ -397,12 +396,13 @@ fn previewer(files: &ModelFiles, vae: &Decoder, backend: &Arc<dyn Backend>, prec
             return Ok(Previewer::Tiny(tiny));
         }
     }
-    // The linear map is of FLUX.1's own latents. A narrow decoder is fast enough to be its own preview.
-    let narrow = config.block_out_channels.iter().all(|&c| c <= 64);
-    let flux = config.latent_channels == 16 && config.factor() == 8 && files.vae.detected.naming != Naming::Same;
-    Ok(match (narrow, flux || config.block_out_channels == [128, 256, 512, 512]) {
-        (true, _) => Previewer::Own,
-        (false, true) => Previewer::Linear,
-        (false, false) => Previewer::Nothing,
+    // A narrow decoder is fast enough to be its own preview; the linear map is of FLUX.1's own latents.
+    let flux = VaeConfig::flux();
+    Ok(if config.block_out_channels.iter().all(|&channels| channels <= 64) {
+        Previewer::Own
+    } else if (config.latent_channels, &config.block_out_channels) == (flux.latent_channels, &flux.block_out_channels) {
+        Previewer::Linear
+    } else {
+        Previewer::Nothing
     })
 }

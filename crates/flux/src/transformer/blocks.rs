@@ -130,8 +130,14 @@ impl DoubleStreamBlock {
         })
     }
 
-    /// `img [Li, d]`, `txt [Lt, d]`, `angles [Lt + Li, head_dim/2, 2]` → (img, txt).
-    pub(super) fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, angles: &Tensor) -> (Tensor, Tensor) {
+    /// `img [Li, d]`, `txt [Lt, d]`, angles `[Lt, head_dim/2, 2]` and `[Li, head_dim/2, 2]` → (img, txt).
+    pub(super) fn forward(
+        &self,
+        img: &Tensor,
+        txt: &Tensor,
+        vec: &Tensor,
+        [txt_angles, img_angles]: [&Tensor; 2],
+    ) -> (Tensor, Tensor) {
         let [img_tokens, txt_tokens] = [img.shape()[0], txt.shape()[0]];
         let img_mod = Modulation::compute::<2>(&self.img.r#mod, vec);
         let txt_mod = Modulation::compute::<2>(&self.txt.r#mod, vec);
@@ -139,8 +145,8 @@ impl DoubleStreamBlock {
         let img_qkv = self.img.qkv.forward(&img_mod[0].norm(img));
         let txt_qkv = self.txt.qkv.forward(&txt_mod[0].norm(txt));
         let attention = Qkv::join(
-            &self.txt.norm.split(&txt_qkv, self.heads, &angles.slice(0, 0, txt_tokens)),
-            &self.img.norm.split(&img_qkv, self.heads, &angles.slice(0, txt_tokens, img_tokens)),
+            &self.txt.norm.split(&txt_qkv, self.heads, txt_angles),
+            &self.img.norm.split(&img_qkv, self.heads, img_angles),
         )
         .attention();
 

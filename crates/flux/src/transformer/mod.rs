@@ -135,14 +135,14 @@ impl Flux {
         let mut txt = self.txt_in.forward(condition.txt);
         observe(Site::TxtIn, &txt)?;
 
+        let [txt_tokens, img_tokens] = [txt.shape()[0], img.shape()[0]];
         let angles = condition.rope.angles();
+        let [txt_angles, img_angles] = [angles.slice(0, 0, txt_tokens), angles.slice(0, txt_tokens, img_tokens)];
         for (i, block) in self.double_blocks.iter().enumerate() {
-            (img, txt) = block.forward(&img, &txt, &vec, angles);
+            (img, txt) = block.forward(&img, &txt, &vec, [&txt_angles, &img_angles]);
             observe(Site::DoubleImg(i), &img)?;
             observe(Site::DoubleTxt(i), &txt)?;
         }
-        let txt_tokens = txt.shape()[0];
-        let img_tokens = img.shape()[0];
         let mut x = Tensor::concat(&[&txt, &img], 0);
         for (i, block) in self.single_blocks.iter().enumerate() {
             x = block.forward(&x, &vec, angles);
