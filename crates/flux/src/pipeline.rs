@@ -370,7 +370,9 @@ impl Pipeline {
     fn degenerate(&self, what: &str) -> Error {
         let hint = match self.precision {
             Precision::F32 => "the weights may be damaged, or a scale may be missing",
-            Precision::BF16 => "try --precision f32; if that does not help, the weights may be damaged",
+            Precision::BF16 | Precision::Int8 => {
+                "try --precision f32; if that does not help, the weights may be damaged"
+            }
         };
         Error::Degenerate(format!("{what}; nothing was saved; hint: {hint}"))
     }

@@ -8,7 +8,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use tensor::{Backend, Bytes, DType, Mask, Padding, Precision, Rows, Tensor, Weight, cpu::Cpu};
+use tensor::{Backend, Bytes, DType, Mask, Padding, Precision, Rows, Scale, Tensor, Weight, cpu::Cpu};
 
 fn random(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -24,7 +24,7 @@ fn random(count: usize, seed: u64) -> Vec<f32> {
 fn bf16_weight(shape: &[usize], precision: Precision) -> Weight {
     let values = random(shape.iter().product(), 7);
     let bytes: Arc<[u8]> = values.iter().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect();
-    let rows = Rows { count: shape[0], dtype: DType::BF16, scale: 1.0, bytes: Bytes::from(bytes) };
+    let rows = Rows { count: shape[0], dtype: DType::BF16, scale: Scale::NONE, bytes: Bytes::from(bytes) };
     Weight::new(tensor::Shape::new(shape), vec![rows], precision)
 }
 

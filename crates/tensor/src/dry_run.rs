@@ -213,13 +213,14 @@ impl Backend for DryRun {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, DType, Precision, Rows};
+    use crate::{Bytes, DType, Precision, Rows, Scale};
 
     #[test]
     fn a_layer_of_twelve_thousand_features_costs_nothing_to_count() {
         let dry = DryRun::new();
         let backend: Arc<dyn Backend> = dry.clone();
-        let rows = Rows { count: 12288, dtype: DType::BF16, scale: 1.0, bytes: Bytes::Absent(12288 * 3072 * 2) };
+        let rows =
+            Rows { count: 12288, dtype: DType::BF16, scale: Scale::NONE, bytes: Bytes::Absent(12288 * 3072 * 2) };
         let weight = Weight::new([12288, 3072], vec![rows], Precision::BF16);
         let x = Tensor::from_vec(&backend, [0, 3072], Vec::new());
         assert_eq!(x.linear(&weight, None).shape(), [0, 12288].into());

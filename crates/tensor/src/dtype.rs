@@ -15,21 +15,29 @@ pub enum DType {
     F8E4M3,
     /// 1-5-2, bias 15, with infinities; range ±57344.
     F8E5M2,
+    /// A signed byte: −127 to 127.
+    I8,
 }
 
 impl DType {
-    /// Bytes that `count` elements take.
-    pub fn bytes(self, count: usize) -> usize {
-        count * self.size()
+    /// Elements that are stored together and can only be decoded together; 1 for plain numbers.
+    pub const fn block(self) -> usize {
+        1
     }
 
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
+    /// Bytes of one [block](DType::block).
+    pub const fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
-            Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::F8E4M3 | Self::F8E5M2 | Self::I8 => 1,
         }
+    }
+
+    /// Bytes that `count` elements, whole blocks, take.
+    #[inline(always)]
+    pub const fn bytes(self, count: usize) -> usize {
+        count / self.block() * self.block_bytes()
     }
 
     /// The name used in reports: `f32`, `bf16`, `fp8 e4m3fn` …
@@ -40,6 +48,7 @@ impl DType {
             Self::BF16 => "bf16",
             Self::F8E4M3 => "fp8 e4m3fn",
             Self::F8E5M2 => "fp8 e5m2",
+            Self::I8 => "int8",
         }
     }
 
@@ -54,6 +63,7 @@ impl DType {
             Self::BF16 => decode_each(bytes, out, |b| bf16::from_le_bytes(b).to_f32()),
             Self::F8E4M3 => decode_each(bytes, out, |[b]| F8E4M3_VALUES[b as usize]),
             Self::F8E5M2 => decode_each(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
+            Self::I8 => decode_each(bytes, out, |b| f32::from(i8::from_le_bytes(b))),
         }
     }
 }

@@ -34,4 +34,4 @@ pub use dtype::DType;
 pub use file::MappedFile;
 pub use shape::Shape;
 pub use tensor::{Buffer, Tensor};
-pub use weight::{Bytes, Precision, Rows, Weight};
+pub use weight::{Bytes, Precision, Rows, Scale, StoredRow, StoredRows, Weight};

@@ -30,7 +30,7 @@ fn result(x: &Tensor, shape: impl Into<Shape>, values: Vec<f32>) -> Tensor {
 fn factor(value: f32, precision: Precision) -> f64 {
     match precision {
         Precision::F32 => value.into(),
-        Precision::BF16 => bf16::from_f32(value).into(),
+        Precision::BF16 | Precision::Int8 => bf16::from_f32(value).into(),
     }
 }
 

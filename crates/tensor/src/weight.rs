@@ -15,6 +15,9 @@ pub enum Precision {
     F32,
     /// Weights and activations rounded to bf16 (nearest even) just before they are multiplied.
     BF16,
+    /// Weights rounded to 8 bits with a scale for each row, activations with a scale for each token. Products that have no
+    /// such form (convolutions, attention, few tokens) are computed as [`Precision::BF16`].
+    Int8,
 }
 
 impl std::fmt::Display for Precision {
@@ -22,6 +25,7 @@ impl std::fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::BF16 => "bf16",
+            Self::Int8 => "int8",
         })
     }
 }
@@ -85,17 +89,83 @@ impl From<Arc<[u8]>> for Bytes {
     }
 }
 
-/// Consecutive rows of a weight as one file stores them: row-major, in one format, with one scale.
+/// What decoded elements are multiplied by.
+#[derive(Clone, Debug)]
+pub enum Scale {
+    /// One number for all (1 but for scaled fp8).
+    All(f32),
+    /// One number for each row.
+    PerRow(Arc<[f32]>),
+}
+
+impl Scale {
+    /// No change.
+    pub const NONE: Self = Self::All(1.0);
+
+    /// The factor of row `index`.
+    pub fn of_row(&self, index: usize) -> f32 {
+        match self {
+            Self::All(scale) => *scale,
+            Self::PerRow(scales) => scales[index],
+        }
+    }
+
+    /// That of the rows `range`.
+    fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::All(scale) => Self::All(*scale),
+            Self::PerRow(scales) => Self::PerRow(scales[range].into()),
+        }
+    }
+}
+
+/// One row of a weight as its file stores it.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredRow<'a> {
+    /// The format.
+    pub dtype: DType,
+    /// What decoded elements are multiplied by.
+    pub scale: f32,
+    /// The whole row.
+    pub bytes: &'a [u8],
+}
+
+impl StoredRow<'_> {
+    /// Decodes the elements from `start` on into `out`; `start`, and the end unless it is the row's, are multiples of the
+    /// format's [block](DType::block).
+    pub fn decode(&self, start: usize, out: &mut [f32]) {
+        self.dtype.decode(&self.bytes[self.dtype.bytes(start)..self.dtype.bytes(start + out.len())], out);
+        if self.scale != 1.0 {
+            for value in out {
+                *value *= self.scale;
+            }
+        }
+    }
+}
+
+/// Consecutive rows of a weight as one file stores them: row-major, in one format.
 #[derive(Clone, Debug)]
 pub struct Rows {
     /// How many rows.
     pub count: usize,
     /// Their format.
     pub dtype: DType,
-    /// What a decoded element is multiplied by (1 but for scaled fp8).
-    pub scale: f32,
+    /// What decoded elements are multiplied by.
+    pub scale: Scale,
     /// Their bytes.
     pub bytes: Bytes,
+}
+
+impl Rows {
+    /// The rows `range` of these.
+    ///
+    /// # Panics
+    /// If `range` does not lie within them.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let row = self.bytes.len() / self.count.max(1);
+        let bytes = self.bytes.slice(range.start * row..range.end * row);
+        Self { count: range.len(), dtype: self.dtype, scale: self.scale.slice(range), bytes }
+    }
 }
 
 /// A matrix `[out, in]` or a convolution kernel `[out, in, height, width]`, stacked from rows.
@@ -114,6 +184,11 @@ impl Weight {
     pub fn new(shape: impl Into<Shape>, rows: Vec<Rows>, precision: Precision) -> Self {
         let shape = shape.into();
         let row = shape.count() / shape[0].max(1);
+        // A row is stored as whole blocks, so that it can be found without its neighbours.
+        assert!(
+            rows.iter().all(|r| row.is_multiple_of(r.dtype.block())),
+            "rows of {row} elements are not whole blocks"
+        );
         assert_eq!(rows.iter().map(|r| r.count).sum::<usize>(), shape[0], "rows do not add up to {shape}");
         for piece in &rows {
             let expected = piece.dtype.bytes(piece.count * row);
@@ -133,7 +208,7 @@ impl Weight {
         let shape = shape.into();
         assert_eq!(values.len(), shape.count(), "{} values for {shape}", values.len());
         let bytes: Arc<[u8]> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let rows = Rows { count: shape[0], dtype: DType::F32, scale: 1.0, bytes: bytes.into() };
+        let rows = Rows { count: shape[0], dtype: DType::F32, scale: Scale::NONE, bytes: bytes.into() };
         Self::new(shape, vec![rows], Precision::F32)
     }
 
@@ -173,23 +248,21 @@ impl Weight {
         self.rows.iter().map(|r| r.bytes.len()).sum()
     }
 
+    /// The rows from `first` on as they are stored.
+    #[inline(always)]
+    pub fn stored_rows(&self, first: usize) -> StoredRows<'_> {
+        StoredRows { rest: &self.rows, index: first, row_len: self.row_len() }
+    }
+
     /// Decodes the row `index` into `out` (`row_len` elements), without rounding to the compute precision.
-    pub fn decode_row(&self, mut index: usize, out: &mut [f32]) {
-        let row = self.row_len();
-        for piece in &self.rows {
-            if index < piece.count {
-                let size = piece.dtype.bytes(row);
-                piece.dtype.decode(&piece.bytes.get()[index * size..(index + 1) * size], out);
-                if piece.scale != 1.0 {
-                    for v in out.iter_mut() {
-                        *v *= piece.scale;
-                    }
-                }
-                return;
-            }
-            index -= piece.count;
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn decode_row(&self, index: usize, out: &mut [f32]) {
+        match self.stored_rows(index).next() {
+            Some(row) => row.decode(0, out),
+            None => panic!("row {index} is outside of {}", self.shape),
         }
-        panic!("row {index} is outside of {}", self.shape);
     }
 
     /// All elements as f32, row-major.
@@ -202,5 +275,31 @@ impl Weight {
             }
         }
         out
+    }
+}
+
+/// The rows of a weight from some row on.
+#[derive(Clone, Debug)]
+pub struct StoredRows<'a> {
+    rest: &'a [Rows],
+    index: usize,
+    row_len: usize,
+}
+
+impl<'a> Iterator for StoredRows<'a> {
+    type Item = StoredRow<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<StoredRow<'a>> {
+        while self.index >= self.rest.first()?.count {
+            self.index -= self.rest[0].count;
+            self.rest = &self.rest[1..];
+        }
+        let piece = &self.rest[0];
+        let size = piece.dtype.bytes(self.row_len);
+        let bytes = &piece.bytes.get()[self.index * size..(self.index + 1) * size];
+        let row = StoredRow { dtype: piece.dtype, scale: piece.scale.of_row(self.index), bytes };
+        self.index += 1;
+        Some(row)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use tensor::{
-    Backend, Bytes, DType, Mask, Padding, Precision, Rows, Shape, Tensor, Unary, Weight,
+    Backend, Bytes, DType, Mask, Padding, Precision, Rows, Scale, Shape, Tensor, Unary, Weight,
     cpu::{Cpu, Level},
     reference::Reference,
 };
@@ -66,6 +66,7 @@ impl Random {
             DType::BF16 => (0..count).flat_map(|_| bf16::from_f32(self.normal()).to_le_bytes()).collect(),
             DType::F8E4M3 => self.codes(count, 0x7e),
             DType::F8E5M2 => self.codes(count, 0x7b),
+            DType::I8 => (0..count).map(|_| (self.normal() * 40.0) as i8 as u8).collect(),
         }
     }
 
@@ -79,13 +80,13 @@ impl Random {
         let row = shape.count() / shape[0].max(1);
         let rows = pieces.iter().map(|&(count, dtype, scale)| {
             let bytes = self.bytes(dtype, count * row).into();
-            Rows { count, dtype, scale, bytes }
+            Rows { count, dtype, scale: Scale::All(scale), bytes }
         });
         Weight::new(shape, rows.collect(), precision)
     }
 }
 
-const DTYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2];
+const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8];
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::BF16];
 
 fn levels() -> Vec<Arc<dyn Backend>> {
@@ -417,7 +418,7 @@ fn results_do_not_depend_on_the_pieces_of_a_weight() {
         let piece = |from: usize, to: usize| Rows {
             count: to - from,
             dtype,
-            scale: 0.4,
+            scale: Scale::All(0.4),
             bytes: bytes.slice(dtype.bytes(from * k)..dtype.bytes(to * k)),
         };
         let stacked = |cuts: &[usize]| {

@@ -160,7 +160,7 @@ impl Flux {
     fn guidance_argument(&self, guidance: f32) -> f32 {
         match self.precision {
             Precision::F32 => 1000.0 * guidance,
-            Precision::BF16 => {
+            Precision::BF16 | Precision::Int8 => {
                 let bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
                 bf16(1000.0 * bf16(guidance))
             }

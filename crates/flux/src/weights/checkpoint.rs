@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use tensor::{Backend, Bytes, DType, MappedFile, Precision, Rows, Shape, Tensor, Weight};
+use tensor::{Backend, Bytes, DType, MappedFile, Precision, Rows, Scale, Shape, Tensor, Weight};
 
 use super::{
     Naming,
@@ -340,7 +340,7 @@ impl Weights {
         let rows = match &self.source {
             Source::Planned(dtype) => {
                 let bytes = Bytes::Absent(dtype.bytes(shape.count()));
-                vec![Rows { count: shape[0], dtype: *dtype, scale: 1.0, bytes }]
+                vec![Rows { count: shape[0], dtype: *dtype, scale: Scale::NONE, bytes }]
             }
             Source::Checkpoint { checkpoint, prefix, naming } => {
                 let pieces = naming.pieces(name);
@@ -405,16 +405,15 @@ fn read_piece(checkpoint: &Checkpoint, name: &str, piece: &Piece, row: usize) ->
         let problem = format!("has '{name}' of shape {:?}; rows of {row} elements were expected", entry.shape);
         return Err(Error::file(checkpoint.origin(), problem));
     }
-    let scale = scale(checkpoint, name, dtype)?;
+    let scale = Scale::All(scale(checkpoint, name, dtype)?);
     let count = elements / row;
     let rows = Rows { count, dtype, scale, bytes };
     let Some(half) = piece.half else { return Ok(rows) };
-    let middle = rows.bytes.len() / 2;
-    let range = match half {
+    let middle = count / 2;
+    Ok(rows.slice(match half {
         Half::First => 0..middle,
-        Half::Second => middle..rows.bytes.len(),
-    };
-    Ok(Rows { count: count / 2, bytes: rows.bytes.slice(range), ..rows })
+        Half::Second => middle..2 * middle,
+    }))
 }
 
 /// The scale of an fp8 tensor: `X.scale_weight` (ComfyUI's first spelling) or `X.weight_scale` (its second) beside `X.weight`.

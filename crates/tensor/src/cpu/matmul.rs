@@ -9,15 +9,13 @@ use std::ops::Range;
 use super::{
     Cpu,
     arch::{Kernel, Vector, VectorSlice},
+    few_rows::FEW,
     math,
     pack::{self, BLOCK, Factors, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::Tile,
 };
-use crate::{DType, Precision, Unary, Weight, host::HostBuffer};
-
-/// So few rows of `x` do not pay for packing.
-const FEW: usize = 4;
+use crate::{Unary, Weight, host::HostBuffer};
 
 /// Columns of a task, at most. Measured at 768 × 3072 → 3072, one thread, bf16: 64 gives 213 GFLOP/s, 128 gives 200, 256 gives
 /// 197; the panels are reused by every strip and must not leave the second cache.
@@ -82,18 +80,7 @@ impl Cpu {
         let work = m * n * (k + 1);
         let out = Shared::new(y.values_mut());
         if m <= FEW {
-            let rounded = (weight.precision() == Precision::BF16).then(|| {
-                let mut rounded = vec![0.0; x.len()];
-                self.simd.run(Round { numbers: x, to: &mut rounded });
-                rounded
-            });
-            let x = rounded.as_deref().unwrap_or(x);
-            let columns = n.div_ceil(4 * self.threads.count()).next_multiple_of(4).min(COLUMNS);
-            // Reading the weight takes the time of some products.
-            self.threads.for_each(n.div_ceil(columns), work.max(4 * n * k), |task| {
-                let columns = task * columns..((task + 1) * columns).min(n);
-                self.simd.run(FewRows { m, x, weight, columns, y: out, epilogue });
-            });
+            self.multiply_few_rows(m, x, weight, epilogue, out);
             return y;
         }
 
@@ -128,20 +115,6 @@ impl Cpu {
         });
         drop(packed);
         y
-    }
-}
-
-/// Rounds to bf16, in f32.
-struct Round<'a> {
-    numbers: &'a [f32],
-    to: &'a mut [f32],
-}
-
-impl Kernel for Round<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<V: Vector>(self) {
-        pack::to_words::<V>(Factors::RoundedF32, self.numbers, self.to);
     }
 }
 
@@ -237,146 +210,6 @@ impl Kernel for Task<'_> {
                     }
                 }
             }
-        }
-    }
-}
-
-/// One task of a product with at most [`FEW`] rows: dot products along the weight's rows.
-struct FewRows<'a> {
-    m: usize,
-    /// Rounded to bf16 if the precision says so.
-    x: &'a [f32],
-    weight: &'a Weight,
-    columns: Range<usize>,
-    y: Shared<'a>,
-    epilogue: Epilogue<'a>,
-}
-
-impl Kernel for FewRows<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<V: Vector>(self) {
-        match self.m {
-            1 => self.columns::<V, 1>(),
-            2 => self.columns::<V, 2>(),
-            3 => self.columns::<V, 3>(),
-            _ => self.columns::<V, FEW>(),
-        }
-    }
-}
-
-impl FewRows<'_> {
-    #[inline(always)]
-    fn columns<V: Vector, const M: usize>(self) {
-        let width = self.weight.out_features();
-        let k = self.weight.row_len();
-        let mut column = self.columns.start;
-        let mut piece_start = 0;
-        for piece in self.weight.rows() {
-            let piece_end = piece_start + piece.count;
-            let size = piece.dtype.bytes(k);
-            while column < self.columns.end.min(piece_end) {
-                let count = if column + 4 <= self.columns.end.min(piece_end) { 4 } else { 1 };
-                let bytes = &piece.bytes.get()[(column - piece_start) * size..][..count * size];
-                let round =
-                    self.weight.precision() == Precision::BF16 && (piece.dtype != DType::BF16 || piece.scale != 1.0);
-                let row = Row { dtype: piece.dtype, scale: piece.scale, round, bytes, k };
-                if count == 4 {
-                    self.store(column, row.dots::<V, M, 4>(self.x));
-                } else {
-                    self.store(column, row.dots::<V, M, 1>(self.x));
-                }
-                column += count;
-            }
-            piece_start = piece_end;
-        }
-        for row in 0..M {
-            // SAFETY: the task alone has these columns of y.
-            let y = unsafe { self.y.slice(row * width + self.columns.start..row * width + self.columns.end) };
-            self.epilogue.finish::<V>(y, row, width, self.columns.clone());
-        }
-    }
-
-    #[inline(always)]
-    fn store<const M: usize, const R: usize>(&self, column: usize, dots: [[f32; R]; M]) {
-        for (row, dots) in dots.iter().enumerate() {
-            let start = row * self.weight.out_features() + column;
-            // SAFETY: the task alone has these columns of y.
-            unsafe { self.y.slice(start..start + R) }.copy_from_slice(dots);
-        }
-    }
-}
-
-/// Consecutive rows of a weight, as they are stored.
-struct Row<'a> {
-    dtype: DType,
-    scale: f32,
-    /// Whether elements are still to be rounded to bf16.
-    round: bool,
-    bytes: &'a [u8],
-    k: usize,
-}
-
-impl Row<'_> {
-    /// Dot products of `M` rows of x with `R` rows of the weight.
-    #[inline(always)]
-    fn dots<V: Vector, const M: usize, const R: usize>(&self, x: &[f32]) -> [[f32; R]; M] {
-        // The format is known outside of the loop: one loop for each.
-        match self.dtype {
-            DType::F32 => self.dots_of::<V, M, R>(DType::F32, x),
-            DType::F16 => self.dots_of::<V, M, R>(DType::F16, x),
-            DType::BF16 => self.dots_of::<V, M, R>(DType::BF16, x),
-            DType::F8E4M3 => self.dots_of::<V, M, R>(DType::F8E4M3, x),
-            DType::F8E5M2 => self.dots_of::<V, M, R>(DType::F8E5M2, x),
-        }
-    }
-
-    #[inline(always)]
-    fn dots_of<V: Vector, const M: usize, const R: usize>(&self, dtype: DType, x: &[f32]) -> [[f32; R]; M] {
-        let k = self.k;
-        let size = dtype.bytes(k);
-        assert!(self.bytes.len() == R * size && x.len() == M * k, "rows do not fit");
-        let mut sums = [[V::splat(0.0); R]; M];
-        let whole = k - k % V::LANES;
-        for at in (0..whole).step_by(V::LANES) {
-            for r in 0..R {
-                // SAFETY: `LANES` elements are left in row `r`.
-                let w = unsafe { V::decode(dtype, self.bytes.as_ptr().add(r * size + dtype.bytes(at))) };
-                self.add(w, r, at, V::LANES, x, &mut sums);
-            }
-        }
-        if whole < k {
-            for r in 0..R {
-                let mut tail = [0.0; MAX_LANES];
-                let tail = &mut tail[..k - whole];
-                dtype.decode(&self.bytes[r * size + dtype.bytes(whole)..(r + 1) * size], tail);
-                self.add(V::from_slice(tail), r, whole, k - whole, x, &mut sums);
-            }
-        }
-        let mut dots = [[0.0; R]; M];
-        for (dots, sums) in dots.iter_mut().zip(sums) {
-            for (dot, sum) in dots.iter_mut().zip(sums) {
-                *dot = sum.sum();
-            }
-        }
-        dots
-    }
-
-    /// Adds the products of `len` decoded elements of row `r`, from `at` on.
-    #[inline(always)]
-    fn add<V: Vector, const M: usize, const R: usize>(
-        &self,
-        w: V,
-        r: usize,
-        at: usize,
-        len: usize,
-        x: &[f32],
-        sums: &mut [[V; R]; M],
-    ) {
-        let w = if self.scale == 1.0 { w } else { w.mul(V::splat(self.scale)) };
-        let w = if self.round { w.round_to_bf16() } else { w };
-        for (row, sums) in sums.iter_mut().enumerate() {
-            sums[r] = w.mul_add(V::from_slice(&x[row * self.k + at..][..len]), sums[r]);
         }
     }
 }

@@ -7,6 +7,7 @@ mod arch;
 mod attention;
 mod conv2d;
 mod elementwise;
+mod few_rows;
 mod layout;
 mod math;
 mod matmul;

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::arch::{Simd, Vector, VectorSlice};
-use crate::{DType, Precision, Weight};
+use crate::{DType, Precision, StoredRow, Weight};
 
 /// Words of the sum's axis in one block: a strip of it (24 KiB) stays in the first cache, the panels of a task (128 KiB) in
 /// the second.
@@ -32,8 +32,8 @@ impl Factors {
     pub(super) fn new(precision: Precision, simd: Simd) -> Self {
         match precision {
             Precision::F32 => Self::F32,
-            Precision::BF16 if simd.has_bf16_pairs() => Self::Bf16Pairs,
-            Precision::BF16 => Self::RoundedF32,
+            Precision::BF16 | Precision::Int8 if simd.has_bf16_pairs() => Self::Bf16Pairs,
+            Precision::BF16 | Precision::Int8 => Self::RoundedF32,
         }
     }
 
@@ -130,11 +130,12 @@ pub(super) unsafe fn pack_strip<V: Vector>(rows: &[*const f32], words: usize, to
     }
 }
 
-/// Decodes consecutive elements of one row.
+/// Decodes the elements of one row from `start` on, which begin and end with whole blocks of its format.
 #[inline(always)]
-pub(super) fn decode<V: Vector>(dtype: DType, scale: f32, bytes: &[u8], out: &mut [f32]) {
-    let whole = out.len() - out.len() % V::LANES;
-    assert!(bytes.len() >= dtype.bytes(out.len()), "{} bytes for {} elements of {dtype:?}", bytes.len(), out.len());
+pub(super) fn decode<V: Vector>(row: StoredRow<'_>, start: usize, out: &mut [f32]) {
+    let StoredRow { dtype, scale, bytes } = row;
+    let whole = if dtype.block() == 1 { out.len() - out.len() % V::LANES } else { 0 };
+    let bytes = &bytes[dtype.bytes(start)..dtype.bytes(start + out.len())];
     // The format is known outside of the loop: one loop for each.
     match dtype {
         DType::F32 => decode_whole::<V>(DType::F32, scale, bytes, &mut out[..whole]),
@@ -142,12 +143,9 @@ pub(super) fn decode<V: Vector>(dtype: DType, scale: f32, bytes: &[u8], out: &mu
         DType::BF16 => decode_whole::<V>(DType::BF16, scale, bytes, &mut out[..whole]),
         DType::F8E4M3 => decode_whole::<V>(DType::F8E4M3, scale, bytes, &mut out[..whole]),
         DType::F8E5M2 => decode_whole::<V>(DType::F8E5M2, scale, bytes, &mut out[..whole]),
+        DType::I8 => decode_whole::<V>(DType::I8, scale, bytes, &mut out[..whole]),
     }
-    let tail = &mut out[whole..];
-    dtype.decode(&bytes[dtype.bytes(whole)..][..dtype.bytes(tail.len())], tail);
-    for value in tail {
-        *value *= scale;
-    }
+    row.decode(start + whole, &mut out[whole..]);
 }
 
 #[inline(always)]
@@ -181,7 +179,7 @@ pub(super) fn pack_columns<V: Vector>(
     let (zeros, decoded) = rest.split_at_mut(BLOCK);
     let decoded = &mut decoded[..elements.len()];
     zeros[..words].fill(0.0);
-    let mut pieces = Pieces::new(weight, columns.start);
+    let mut stored = weight.stored_rows(columns.start);
     let panels = columns.len().div_ceil(2 * V::LANES);
     assert!(to.len() >= panels * words * 2 * V::LANES, "no room for {panels} panels");
     for half in 0..2 * panels {
@@ -189,21 +187,21 @@ pub(super) fn pack_columns<V: Vector>(
         let missing = (half * V::LANES).min(columns.len());
         let present = (columns.len() - missing).min(V::LANES);
         for (at, row) in at[..present].iter_mut().zip(rows.chunks_exact_mut(BLOCK)) {
-            let Some((dtype, scale, bytes)) = pieces.next() else { unreachable!("the weight has all columns") };
-            let bytes = &bytes[dtype.bytes(elements.start)..dtype.bytes(elements.end)];
-            let are_words = scale == 1.0
+            let Some(stored) = stored.next() else { unreachable!("the weight has all columns") };
+            let are_words = stored.scale == 1.0
                 && match factors {
-                    Factors::F32 => dtype == DType::F32,
+                    Factors::F32 => stored.dtype == DType::F32,
                     Factors::RoundedF32 => false,
-                    Factors::Bf16Pairs => dtype == DType::BF16 && elements.len() == 2 * words,
+                    Factors::Bf16Pairs => stored.dtype == DType::BF16 && elements.len() == 2 * words,
                 };
             if are_words {
-                *at = bytes.as_ptr().cast();
+                *at =
+                    stored.bytes[stored.dtype.bytes(elements.start)..stored.dtype.bytes(elements.end)].as_ptr().cast();
             } else {
                 if factors == Factors::F32 {
-                    decode::<V>(dtype, scale, bytes, &mut row[..words]);
+                    decode::<V>(stored, elements.start, &mut row[..words]);
                 } else {
-                    decode::<V>(dtype, scale, bytes, decoded);
+                    decode::<V>(stored, elements.start, decoded);
                     to_words::<V>(factors, decoded, &mut row[..words]);
                 }
                 *at = row.as_ptr();
@@ -238,36 +236,5 @@ pub(super) unsafe fn transpose<V: Vector>(rows: &[*const f32], words: usize, to:
             // SAFETY: both indices are within what the caller promises.
             unsafe { to.add(word * stride + i).write(row.add(word).read_unaligned()) };
         }
-    }
-}
-
-/// The rows of a weight from some row on: format, scale and bytes.
-struct Pieces<'a> {
-    rest: &'a [crate::Rows],
-    index: usize,
-    row_len: usize,
-}
-
-impl<'a> Pieces<'a> {
-    #[inline(always)]
-    fn new(weight: &'a Weight, first: usize) -> Self {
-        Self { rest: weight.rows(), index: first, row_len: weight.row_len() }
-    }
-}
-
-impl<'a> Iterator for Pieces<'a> {
-    type Item = (DType, f32, &'a [u8]);
-
-    #[inline(always)]
-    fn next(&mut self) -> Option<Self::Item> {
-        while self.index >= self.rest.first()?.count {
-            self.index -= self.rest[0].count;
-            self.rest = &self.rest[1..];
-        }
-        let piece = &self.rest[0];
-        let size = piece.dtype.bytes(self.row_len);
-        let bytes = &piece.bytes.get()[self.index * size..(self.index + 1) * size];
-        self.index += 1;
-        Some((piece.dtype, piece.scale, bytes))
     }
 }

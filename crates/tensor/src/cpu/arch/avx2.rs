@@ -193,6 +193,7 @@ impl Vector for Avx2 {
                     let codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(from.cast()));
                     _mm256_cvtph_ps(_mm_slli_epi16::<8>(codes))
                 }
+                DType::I8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
             }
         })
     }

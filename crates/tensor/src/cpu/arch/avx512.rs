@@ -202,6 +202,7 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
                     let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast()));
                     _mm512_cvtph_ps(_mm256_slli_epi16::<8>(codes))
                 }
+                DType::I8 => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))),
             }
         })
     }

@@ -191,7 +191,7 @@ pub(crate) trait Vector: Copy {
     /// Per lane `self + a₀b₀ + a₁b₁` for words a, b.
     fn add_pair_products(self, a: Self, b: Self) -> Self;
 
-    /// `LANES` numbers from their storage format.
+    /// `LANES` numbers from their storage format, one without [blocks](DType::block).
     ///
     /// # Safety
     /// `LANES` elements of `dtype` can be read at `from`.
