@@ -14,16 +14,16 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use flux::{
-    Event, Generated, LoadOptions, Pipeline, Request, Watch,
+    Event, Generated, Pipeline, Request, Watch,
     image_file::{self, Encoding, Format, MetadataLevel, Provenance},
     noise::Noise,
     pixels::Rgb8,
     schedule::ScheduleKind,
 };
-use tensor::{Device, Precision};
 
 use crate::{
     Usage,
+    compute_args::ComputeArgs,
     model_args::{ModelArgs, shown},
     output::{self, Template},
     progress::Progress,
@@ -115,12 +115,8 @@ pub(crate) struct Args {
     #[arg(short, long, help_heading = "Output")]
     quiet: bool,
 
-    /// Threads [default: all cores]; the picture does not depend on it
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Computing")]
-    threads: Option<u16>,
-    /// Arithmetic of products: f32 or bf16 [default: f32 where the weights are, otherwise bf16]
-    #[arg(long, value_name = "KIND", value_parser = parse_precision, help_heading = "Computing")]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Decode the picture in tiles: auto (above 2048×1024 pixels), on or off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], help_heading = "Computing")]
     vae_tiling: String,
@@ -140,11 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let start = Instant::now();
     let mut watch = Follow { progress: Progress::new(args.quiet), cancel, previews: None };
-    let options = LoadOptions {
-        device: Device::Cpu { threads: args.threads.map(usize::from) },
-        precision: args.precision,
-        safety: None,
-    };
+    let options = args.compute.options();
     let pipeline = Pipeline::load(args.model.find()?, &options, &mut watch)?;
     watch.progress.loaded(pipeline.name(), pipeline.notice(), start.elapsed());
 
@@ -454,14 +446,6 @@ fn parse_seed(text: &str) -> Result<Seed, String> {
     }
     let wrapped = if seed < 0 { seed + (1 << 64) } else { seed };
     u64::try_from(wrapped).map(Seed::Fixed).map_err(|_| format!("'{text}' is outside of 64 bits"))
-}
-
-fn parse_precision(text: &str) -> Result<Precision, String> {
-    match text {
-        "f32" | "fp32" => Ok(Precision::F32),
-        "bf16" => Ok(Precision::BF16),
-        _ => Err(format!("'{text}' is not a precision; f32 and bf16 are")),
-    }
 }
 
 #[cfg(test)]

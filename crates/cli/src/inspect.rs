@@ -182,6 +182,7 @@ fn picture(path: &Path) -> Result<Report> {
         facts.push(("software", made.software.clone()));
         facts.push(("model", made.model.clone()));
         facts.push(("seed", made.seed.to_string()));
+        facts.push(("precision", made.precision.clone()));
         facts.push(("safety", made.safety.clone()));
     }
     if !found.other.is_empty() {

@@ -2,6 +2,7 @@
 
 #![expect(clippy::doc_markdown, reason = "doc comments of arguments are the help text, which has no markup")]
 
+mod compute_args;
 mod generate;
 mod inspect;
 mod model_args;

@@ -128,6 +128,16 @@ fn metadata_has_levels_and_the_mark_stays() {
 }
 
 #[test]
+fn the_arithmetic_is_told() {
+    let folder = folder();
+    for (asked, used) in [("auto", "bf16"), ("f32", "f32"), ("bf16", "bf16"), ("int8", "int8")] {
+        made(folder.path(), &["--precision", asked, "-o", "p.png"]);
+        let told = stdout(&darkroom(folder.path(), &["inspect", "p.png"]));
+        assert!(told.lines().any(|line| line.split_whitespace().eq(["precision", used])), "{asked}: {told}");
+    }
+}
+
+#[test]
 fn wrong_requests_name_the_flag() {
     let folder = folder();
     let f = folder.path();
@@ -136,6 +146,7 @@ fn wrong_requests_name_the_flag() {
     refused(f, &["generate", "x", "--size", "8x8"], 2, &["width", "16"]);
     refused(f, &["generate", "x", "--size", "9000x9000"], 2, &["width", "8192"]);
     refused(f, &["generate", "x", "--steps", "0"], 2, &["steps"]);
+    refused(f, &["generate", "x", "--precision", "int4"], 2, &["--precision", "int4", "int8"]);
     refused(f, &["generate", "x", "-n", "blur", "--true-cfg", "1"], 2, &["--negative-prompt", "--true-cfg"]);
     refused(f, &["generate", "x", "-o", "x.bmp"], 2, &["bmp", "png"]);
     refused(f, &["generate", "x", "-o", "-", "-b", "2"], 2, &["--output -"]);

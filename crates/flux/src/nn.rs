@@ -14,6 +14,13 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// Of a model in int8, a layer that stays in bf16: few numbers pass through it, and all that follows hangs on them.
+    pub(crate) fn sensitive(mut self) -> Self {
+        let precision = self.weight.precision().without_int8();
+        self.weight = self.weight.with_precision(precision);
+        self
+    }
+
     /// `[.., in]` → `[.., out]`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Tensor {

@@ -30,7 +30,8 @@ use crate::{
 pub struct LoadOptions {
     /// Where to compute.
     pub device: Device,
-    /// The arithmetic of products; `None`: f32 if the transformer is stored so, otherwise bf16.
+    /// The arithmetic of products; `None`: f32 if the transformer is stored so, otherwise bf16. Int8 is that of the
+    /// transformer's large layers, all else is bf16 then.
     pub precision: Option<Precision>,
     /// What is done with prompts and pictures; `None` is [`Safety::off`].
     pub safety: Option<Safety>,
@@ -114,8 +115,9 @@ impl Pipeline {
     /// [`Error::File`] naming the file and the tensor.
     pub fn load(files: ModelFiles, options: &LoadOptions, watch: &mut dyn Watch) -> Result<Self> {
         let backend = options.device.open();
-        let precision =
-            options.precision.unwrap_or(if files.transformer.is_f32() { Precision::F32 } else { Precision::BF16 });
+        let precision = options.precision.unwrap_or_else(|| files.auto_precision());
+        // T5's activations have outliers that 8 bits cannot hold; the others are small.
+        let gentle = precision.without_int8();
 
         watch.event(Event::Loading("clip_l"));
         let clip_tokenizer = files.load_clip_tokenizer()?;
@@ -123,11 +125,11 @@ impl Pipeline {
         if files.clip_l.config.is_none() {
             clip_config.eos_token_id = clip_tokenizer.eos(); // weights alone do not tell
         }
-        let clip = Clip::load(clip_config, &files.clip_l.weights(&backend, precision))?;
+        let clip = Clip::load(clip_config, &files.clip_l.weights(&backend, gentle))?;
 
         watch.event(Event::Loading("t5"));
         let t5_tokenizer = files.load_t5_tokenizer()?;
-        let t5 = T5::load(files.t5.t5_config()?, &files.t5.weights(&backend, precision))?;
+        let t5 = T5::load(files.t5.t5_config()?, &files.t5.weights(&backend, gentle))?;
 
         watch.event(Event::Loading("transformer"));
         let config = files.transformer.flux_config()?;
@@ -135,8 +137,8 @@ impl Pipeline {
         let transformer = Flux::load(config, &files.transformer.weights(&backend, precision))?;
 
         watch.event(Event::Loading("vae"));
-        let vae = Decoder::load(files.vae.vae_config()?, &files.vae.weights(&backend, precision))?;
-        let previewer = previewer(&files, &vae, &backend, precision)?;
+        let vae = Decoder::load(files.vae.vae_config()?, &files.vae.weights(&backend, gentle))?;
+        let previewer = previewer(&files, &vae, &backend, gentle)?;
 
         let pipeline = Self {
             name: files.name,

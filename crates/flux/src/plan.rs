@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use tensor::{
-    Backend, DType, Tensor,
+    Backend, DType, Precision, Tensor,
     dry_run::{DryRun, Work},
 };
 
@@ -97,8 +97,7 @@ pub fn plan(files: &ModelFiles, size: Size) -> Result<Plan> {
         vae: files.vae.vae_config()?,
     };
     let weights = |backend: &Arc<dyn Backend>| {
-        [&files.clip_l, &files.t5, &files.transformer, &files.vae]
-            .map(|part| part.weights(backend, tensor::Precision::F32))
+        [&files.clip_l, &files.t5, &files.transformer, &files.vae].map(|part| part.weights(backend, Precision::F32))
     };
     run(configs, weights, size)
 }
@@ -116,7 +115,7 @@ pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size) -> Result<Plan
     };
     // The published autoencoder is f32.
     let dtypes = [dtype, dtype, dtype, DType::F32];
-    run(configs, |backend| dtypes.map(|dtype| Weights::planned(dtype, backend.clone())), size)
+    run(configs, |backend| dtypes.map(|dtype| Weights::planned(dtype, backend.clone(), Precision::F32)), size)
 }
 
 fn run(configs: Configs, weights: impl Fn(&Arc<dyn Backend>) -> [Weights; 4], size: Size) -> Result<Plan> {

@@ -20,6 +20,13 @@ pub enum Precision {
     Int8,
 }
 
+impl Precision {
+    /// The arithmetic of layers that 8 bits would hurt: bf16 instead of int8.
+    pub fn without_int8(self) -> Self {
+        if self == Self::Int8 { Self::BF16 } else { self }
+    }
+}
+
 impl std::fmt::Display for Precision {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

@@ -270,6 +270,12 @@ impl ModelFiles {
         }
     }
 
+    /// The arithmetic where none was asked for: f32 if the transformer is stored so, because whoever keeps f32 wants it
+    /// exact; otherwise bf16.
+    pub fn auto_precision(&self) -> Precision {
+        if self.transformer.is_f32() { Precision::F32 } else { Precision::BF16 }
+    }
+
     /// The noise schedule: the folder's, or the family's usual one.
     pub(crate) fn scheduler(&self, config: &FluxConfig) -> Result<SchedulerConfig> {
         match &self.scheduler {

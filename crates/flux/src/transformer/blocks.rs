@@ -96,7 +96,7 @@ impl Stream {
         let d = config.hidden_size();
         let mlp = config.mlp_hidden();
         Ok(Self {
-            r#mod: weights.linear(&format!("{name}_mod.lin"), 6 * d, d)?,
+            r#mod: weights.linear(&format!("{name}_mod.lin"), 6 * d, d)?.sensitive(),
             qkv: weights.linear(&format!("{name}_attn.qkv"), 3 * d, d)?,
             norm: QkNorm::load(&format!("{name}_attn.norm"), config.head_dim, weights)?,
             proj: weights.linear(&format!("{name}_attn.proj"), d, d)?,
@@ -177,7 +177,7 @@ impl SingleStreamBlock {
             linear1: weights.linear(&format!("{name}.linear1"), 3 * d + mlp, d)?,
             linear2: weights.linear(&format!("{name}.linear2"), d, d + mlp)?,
             norm: QkNorm::load(&format!("{name}.norm"), config.head_dim, weights)?,
-            modulation: weights.linear(&format!("{name}.modulation.lin"), 3 * d, d)?,
+            modulation: weights.linear(&format!("{name}.modulation.lin"), 3 * d, d)?.sensitive(),
         })
     }
 
@@ -202,8 +202,8 @@ impl LastLayer {
     pub(super) fn load(name: &str, config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let d = config.hidden_size();
         Ok(Self {
-            linear: weights.linear(&format!("{name}.linear"), config.out_channels, d)?,
-            adaln_modulation_1: weights.linear(&format!("{name}.adaLN_modulation.1"), 2 * d, d)?,
+            linear: weights.linear(&format!("{name}.linear"), config.out_channels, d)?.sensitive(),
+            adaln_modulation_1: weights.linear(&format!("{name}.adaLN_modulation.1"), 2 * d, d)?.sensitive(),
         })
     }
 
@@ -213,5 +213,30 @@ impl LastLayer {
         let d = modulation.shape()[1] / 2;
         let [shift, scale] = [0, d].map(|start| modulation.slice(1, start, d).reshape([d])); // BFL's order: shift first
         self.linear.forward(&x.modulated_norm(&shift, &scale, EPS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tensor::{DType, Device, Precision};
+
+    use super::*;
+
+    #[test]
+    fn modulations_and_the_last_layer_stay_out_of_int8() -> Result<()> {
+        let config = FluxConfig::dev();
+        let weights = Weights::planned(DType::BF16, Device::DryRun.open(), Precision::Int8);
+        let double = DoubleStreamBlock::load("double_blocks.0", &config, &weights)?;
+        for stream in [&double.img, &double.txt] {
+            let large = [&stream.qkv, &stream.proj, &stream.mlp_0, &stream.mlp_2];
+            assert!(large.iter().all(|layer| layer.weight.precision() == Precision::Int8));
+            assert_eq!(stream.r#mod.weight.precision(), Precision::BF16);
+        }
+        let single = SingleStreamBlock::load("single_blocks.0", &config, &weights)?;
+        assert_eq!([&single.linear1, &single.linear2].map(|l| l.weight.precision()), [Precision::Int8; 2]);
+        let last = LastLayer::load("final_layer", &config, &weights)?;
+        let sensitive = [&single.modulation, &last.linear, &last.adaln_modulation_1];
+        assert!(sensitive.iter().all(|layer| layer.weight.precision() == Precision::BF16));
+        Ok(())
     }
 }

@@ -33,8 +33,8 @@ pub(super) struct MlpEmbedder {
 impl MlpEmbedder {
     pub(super) fn load(name: &str, in_dim: usize, hidden: usize, weights: &Weights) -> Result<Self> {
         Ok(Self {
-            in_layer: weights.linear(&format!("{name}.in_layer"), hidden, in_dim)?,
-            out_layer: weights.linear(&format!("{name}.out_layer"), hidden, hidden)?,
+            in_layer: weights.linear(&format!("{name}.in_layer"), hidden, in_dim)?.sensitive(),
+            out_layer: weights.linear(&format!("{name}.out_layer"), hidden, hidden)?.sensitive(),
         })
     }
 

@@ -91,8 +91,8 @@ impl Flux {
         let d = config.hidden_size();
         Ok(Self {
             precision: weights.precision(),
-            img_in: weights.linear("img_in", d, config.in_channels)?,
-            txt_in: weights.linear("txt_in", d, config.context_in_dim)?,
+            img_in: weights.linear("img_in", d, config.in_channels)?.sensitive(),
+            txt_in: weights.linear("txt_in", d, config.context_in_dim)?.sensitive(),
             time_in: MlpEmbedder::load("time_in", config.time_dim(), d, weights)?,
             vector_in: MlpEmbedder::load("vector_in", config.vec_in_dim, d, weights)?,
             guidance_in: if config.guidance_embed {

@@ -230,8 +230,8 @@ impl Weights {
     }
 
     /// Tensors of every name and size without any bytes, for planning.
-    pub fn planned(dtype: DType, backend: Arc<dyn Backend>) -> Self {
-        Self::from_source(Source::Planned(dtype), backend, Precision::F32)
+    pub fn planned(dtype: DType, backend: Arc<dyn Backend>, precision: Precision) -> Self {
+        Self::from_source(Source::Planned(dtype), backend, precision)
     }
 
     fn from_source(source: Source, backend: Arc<dyn Backend>, precision: Precision) -> Self {
