@@ -11,7 +11,7 @@ use crate::source::{backticks, code, prose};
 const MAY_IMPORT: [(&str, &str, &[&str]); 5] = [
     ("crates/tensor", "tensor", &[]),
     ("crates/flux", "flux", &["tensor"]),
-    // `tensor` only to name a device and a precision.
+    // `tensor` only to name a device and a precision, and to measure its kernels.
     ("crates/cli", "darkroom", &["flux", "tensor"]),
     ("fuzz", "darkroom-fuzz", &["flux", "tensor"]),
     ("xtask", "xtask", &[]),

@@ -2,6 +2,7 @@
 
 #![expect(clippy::doc_markdown, reason = "doc comments of arguments are the help text, which has no markup")]
 
+mod bench;
 mod compute_args;
 mod generate;
 mod inspect;
@@ -39,6 +40,8 @@ enum Command {
     /// Tell what a model and a size would take, without computing
     #[command(visible_alias = "doctor")]
     Plan(plan::Args),
+    /// Tell how fast this machine computes
+    Bench(Box<bench::Args>),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

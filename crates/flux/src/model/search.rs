@@ -179,6 +179,16 @@ impl ModelSpec {
     }
 }
 
+impl Part {
+    /// The component in a file, in a sharded checkpoint's index, or in a part's folder of a diffusers model.
+    ///
+    /// # Errors
+    /// [`Error::File`] if it cannot be read or holds no such component.
+    pub fn open(path: &Path, component: Component) -> Result<Self> {
+        part_of(path, component)
+    }
+}
+
 fn open(path: &Path) -> Result<Arc<Checkpoint>> {
     Checkpoint::open(path).map(Arc::new)
 }

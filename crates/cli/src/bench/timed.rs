@@ -1,0 +1,231 @@
+//! A backend around another that adds up the seconds of its operations by kind: it tells where the time of a run goes. The
+//! runs that are timed as a whole use the plain backend.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use tensor::{Backend, Binary, Mask, Padding, Shape, Tensor, Unary, Weight};
+
+/// Seconds by kind of operation.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Stages {
+    pub(super) linear: f64,
+    pub(super) attention: f64,
+    pub(super) conv: f64,
+    pub(super) other: f64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Linear,
+    Attention,
+    Conv,
+    Other,
+}
+
+/// The backend that times another.
+#[derive(Debug)]
+pub(super) struct Timed {
+    inner: Arc<dyn Backend>,
+    stages: Mutex<Stages>,
+}
+
+impl Timed {
+    pub(super) fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
+        Arc::new(Self { inner, stages: Mutex::default() })
+    }
+
+    /// What was timed since the start or the last call.
+    pub(super) fn take(&self) -> Stages {
+        std::mem::take(&mut *self.stages.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The inner backend's tensor.
+    fn open(x: &Tensor) -> Tensor {
+        match x.buffer().downcast_ref::<Tensor>() {
+            Some(inner) => inner.reshape(x.shape()),
+            None => panic!("a tensor of another backend came to the timed one"),
+        }
+    }
+
+    fn time(&self, kind: Kind, run: impl FnOnce() -> Tensor) -> Tensor {
+        let start = Instant::now();
+        let y = run();
+        let seconds = start.elapsed().as_secs_f64();
+        let mut stages = self.stages.lock().unwrap_or_else(PoisonError::into_inner);
+        *match kind {
+            Kind::Linear => &mut stages.linear,
+            Kind::Attention => &mut stages.attention,
+            Kind::Conv => &mut stages.conv,
+            Kind::Other => &mut stages.other,
+        } += seconds;
+        y
+    }
+
+    /// The timed result of the inner backend as one of this backend, which `x` is of.
+    fn wrap(&self, x: &Tensor, kind: Kind, run: impl FnOnce() -> Tensor) -> Tensor {
+        let y = self.time(kind, run);
+        x.like(y.shape(), Arc::new(y))
+    }
+}
+
+/// Only forwards. Every operation has to be here: one that is left to its default body is timed unfused.
+impl Backend for Timed {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn computes(&self) -> bool {
+        self.inner.computes()
+    }
+
+    fn upload(self: Arc<Self>, shape: Shape, values: Vec<f32>) -> Tensor {
+        let y = self.inner.clone().upload(shape, values);
+        Tensor::new(shape, Arc::new(y), self)
+    }
+
+    fn download(&self, x: &Tensor) -> Vec<f32> {
+        Self::open(x).to_vec()
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
+        let (inner, bias) = (Self::open(x), bias.map(Self::open));
+        self.wrap(x, Kind::Linear, || self.inner.linear(&inner, weight, bias.as_ref()))
+    }
+
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
+        let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
+        let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
+        let mask = bias.as_ref().map_or(mask, Mask::Bias);
+        self.wrap(q, Kind::Attention, || self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask))
+    }
+
+    fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
+        let (inner, bias) = (Self::open(x), bias.map(Self::open));
+        self.wrap(x, Kind::Conv, || self.inner.conv2d(&inner, weight, bias.as_ref(), stride, padding))
+    }
+
+    fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
+        let inner = Self::open(x);
+        self.wrap(x, Kind::Other, || self.inner.layer_norm(&inner, eps))
+    }
+
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+        let [inner, weight] = [x, weight].map(Self::open);
+        self.wrap(x, Kind::Other, || self.inner.rms_norm(&inner, &weight, eps))
+    }
+
+    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+        let [inner, weight, bias] = [x, weight, bias].map(Self::open);
+        self.wrap(x, Kind::Other, || self.inner.group_norm(&inner, groups, &weight, &bias, eps))
+    }
+
+    fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
+        let inner = Self::open(x);
+        self.wrap(x, Kind::Other, || self.inner.unary(&inner, f))
+    }
+
+    fn binary(&self, a: &Tensor, b: &Tensor, f: Binary) -> Tensor {
+        let [inner_a, inner_b] = [a, b].map(Self::open);
+        self.wrap(a, Kind::Other, || self.inner.binary(&inner_a, &inner_b, f))
+    }
+
+    fn rope(&self, x: &Tensor, angles: &Tensor) -> Tensor {
+        let [inner, angles] = [x, angles].map(Self::open);
+        self.wrap(x, Kind::Other, || self.inner.rope(&inner, &angles))
+    }
+
+    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor {
+        let y = self.time(Kind::Other, || self.inner.clone().embedding(table, ids));
+        Tensor::new(y.shape(), Arc::new(y), self)
+    }
+
+    fn concat(&self, parts: &[&Tensor], axis: usize) -> Tensor {
+        let inner: Vec<Tensor> = parts.iter().map(|x| Self::open(x)).collect();
+        self.wrap(parts[0], Kind::Other, || self.inner.concat(&inner.iter().collect::<Vec<_>>(), axis))
+    }
+
+    fn slice(&self, x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor {
+        let inner = Self::open(x);
+        self.wrap(x, Kind::Other, || self.inner.slice(&inner, axis, start, len))
+    }
+
+    fn permute(&self, x: &Tensor, axes: &[usize]) -> Tensor {
+        let inner = Self::open(x);
+        self.wrap(x, Kind::Other, || self.inner.permute(&inner, axes))
+    }
+
+    fn upsample_nearest_2x(&self, x: &Tensor) -> Tensor {
+        let inner = Self::open(x);
+        self.wrap(x, Kind::Other, || self.inner.upsample_nearest_2x(&inner))
+    }
+
+    fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, f: Unary) -> Tensor {
+        let (inner, bias) = (Self::open(x), bias.map(Self::open));
+        self.wrap(x, Kind::Linear, || self.inner.linear_unary(&inner, weight, bias.as_ref(), f))
+    }
+
+    fn linear_gated_add(
+        &self,
+        residual: &Tensor,
+        gate: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        let [inner_residual, gate, inner] = [residual, gate, x].map(Self::open);
+        let bias = bias.map(Self::open);
+        self.wrap(x, Kind::Linear, || {
+            self.inner.linear_gated_add(&inner_residual, &gate, &inner, weight, bias.as_ref())
+        })
+    }
+
+    fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
+        let [inner, shift, scale] = [x, shift, scale].map(Self::open);
+        self.wrap(x, Kind::Other, || self.inner.modulated_norm(&inner, &shift, &scale, eps))
+    }
+
+    fn add_scaled(&self, y: &Tensor, a: f32, x: &Tensor) -> Tensor {
+        let [inner_y, inner_x] = [y, x].map(Self::open);
+        self.wrap(y, Kind::Other, || self.inner.add_scaled(&inner_y, a, &inner_x))
+    }
+
+    fn qk_norm_rope(
+        &self,
+        x: &Tensor,
+        start: usize,
+        heads: usize,
+        weight: &Tensor,
+        angles: &Tensor,
+        eps: f32,
+    ) -> Tensor {
+        let [inner, weight, angles] = [x, weight, angles].map(Self::open);
+        self.wrap(x, Kind::Other, || self.inner.qk_norm_rope(&inner, start, heads, &weight, &angles, eps))
+    }
+
+    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+        let [inner, weight, bias] = [x, weight, bias].map(Self::open);
+        self.wrap(x, Kind::Other, || self.inner.group_norm_silu(&inner, groups, &weight, &bias, eps))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// Names of the functions in the block that begins with `open` and ends with a brace at the line's start.
+    fn functions<'a>(source: &'a str, open: &str) -> Vec<&'a str> {
+        let (_, block) = source.split_once(open).expect("the block is there");
+        let (block, _) = block.split_once("\n}").expect("the block ends");
+        let names = block.lines().filter_map(|line| line.strip_prefix("    fn ")?.split_once('('));
+        names.map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn every_operation_is_forwarded() {
+        let operations = functions(include_str!("../../../tensor/src/backend.rs"), "pub trait Backend");
+        let forwarded = functions(include_str!("timed.rs"), "impl Backend for Timed");
+        let missing: Vec<_> = operations.iter().filter(|name| !forwarded.contains(name)).collect();
+        assert!(operations.len() > 15 && missing.is_empty(), "bench/timed.rs does not forward {missing:?}");
+    }
+}
