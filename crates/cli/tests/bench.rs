@@ -315,3 +315,31 @@ fn bad_inputs_are_named() {
     refused(&["bench", "step", "--transformer", &path(&scene, "v")], 1, &["holds no transformer"]);
     refused(&["bench", "step", "--transformer", &file, "--size", "9x9"], 2, &["--size", "8192"]);
 }
+
+#[test]
+fn kernels_tell_their_share_of_the_peak() {
+    let told = report(&["bench", "kernels", "--threads", "1", "--runs", "1", "--only", "linear 64 × 256"]);
+    let rows = told["kernels"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["kernel"].as_str().unwrap()).collect();
+    assert_eq!(names, ["f32", "bf16", "int8"].map(|name| format!("{name} linear 64 × 256 → 256")));
+    assert!(rows.iter().all(|row| row["share_of_peak"].as_f64().unwrap() > 0.0));
+    let output = darkroom(&["bench", "kernels", "--runs", "1", "--only", "attention 512 tokens"]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(table.contains("GFLOP/s") && table.lines().count() >= 2, "{table}");
+    refused(&["bench", "kernels", "--only", "nothing"], 2, &["--only", "'nothing'"]);
+}
+
+#[test]
+fn a_whole_picture_is_told_by_stages() {
+    let told = report(&["bench", "generate", "--size", "32x32", "--steps", "2", "--runs", "2"]);
+    assert_eq!(told["seconds"].as_array().unwrap().len(), 2);
+    for stage in ["total", "encode", "denoise", "step", "decode"] {
+        assert!(told[format!("median_{stage}_seconds")].as_f64().unwrap() > 0.0, "{stage} in {told}");
+    }
+    let output = darkroom(&["bench", "generate", "--size", "32x32", "--steps", "1", "--runs", "1"]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    for word in ["32×32 pixels", "load", "encode", "denoise", "decode", "memory"] {
+        assert!(table.contains(word), "the table lacks '{word}':\n{table}");
+    }
+    refused(&["bench", "generate", "--size", "8x8"], 2, &["width", "16"]);
+}

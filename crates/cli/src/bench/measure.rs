@@ -299,7 +299,8 @@ impl Measured {
     }
 }
 
-fn level() -> String {
+/// The vector extension in use.
+pub(super) fn level() -> String {
     format!("{:?}", Level::best()).to_lowercase()
 }
 

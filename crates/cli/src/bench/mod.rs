@@ -1,6 +1,8 @@
 //! `darkroom bench`: how fast this machine computes, and which share of what it could.
 
 mod arrays;
+mod generate;
+mod kernels;
 mod measure;
 mod step;
 mod t5;
@@ -15,6 +17,10 @@ use tensor::Precision;
 
 /// Tell how fast this machine computes, and which share of its peak that is.
 #[derive(ClapArgs)]
+#[command(after_help = "\
+The peak is what loops in registers reach, measured beside each run.
+
+Example:  darkroom bench kernels --only attention")]
 pub(crate) struct Args {
     #[command(subcommand)]
     what: What,
@@ -22,19 +28,25 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
+    /// Products, attention and convolutions at FLUX.1's shapes
+    Kernels(kernels::Args),
     /// One evaluation of a transformer
     Step(step::Args),
     /// Latents to a picture
     Vae(vae::Args),
     /// A prompt read by T5
     T5(t5::Args),
+    /// A whole picture, by stages
+    Generate(generate::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     match &args.what {
+        What::Kernels(args) => kernels::run(args),
         What::Step(args) => step::run(args),
         What::Vae(args) => vae::run(args),
         What::T5(args) => t5::run(args),
+        What::Generate(args) => generate::run(args),
     }
 }
 
