@@ -2,6 +2,8 @@
 
 use half::{bf16, f16};
 
+use crate::formats;
+
 /// How the elements of a weight are stored. All are little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -17,12 +19,40 @@ pub enum DType {
     F8E5M2,
     /// A signed byte: −127 to 127.
     I8,
+    /// Blocks of 32 bytes with a scale: 8.5 bits an element.
+    Q8_0,
+    /// Blocks of 32 with a scale and a minimum: 6 bits.
+    Q5_1,
+    /// Blocks of 32 with a scale: 5.5 bits.
+    Q5_0,
+    /// Blocks of 32 with a scale and a minimum: 5 bits.
+    Q4_1,
+    /// Blocks of 32 with a scale: 4.5 bits.
+    Q4_0,
+    /// Blocks of 256, scales of scales: 6.5625 bits.
+    Q6K,
+    /// Blocks of 256, scales and minima of scales: 5.5 bits.
+    Q5K,
+    /// The same: 4.5 bits.
+    Q4K,
+    /// Blocks of 256, scales of scales: 3.4375 bits.
+    Q3K,
+    /// Blocks of 256, scales and minima of scales: 2.625 bits.
+    Q2K,
+    /// Blocks of 32 with a scale; one of 16 uneven values: 4.5 bits.
+    IQ4NL,
+    /// The same with scales of scales, in blocks of 256: 4.25 bits.
+    IQ4XS,
 }
 
 impl DType {
     /// Elements that are stored together and can only be decoded together; 1 for plain numbers.
     pub const fn block(self) -> usize {
-        1
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2 | Self::I8 => 1,
+            Self::Q8_0 | Self::Q5_1 | Self::Q5_0 | Self::Q4_1 | Self::Q4_0 | Self::IQ4NL => 32,
+            Self::Q6K | Self::Q5K | Self::Q4K | Self::Q3K | Self::Q2K | Self::IQ4XS => 256,
+        }
     }
 
     /// Bytes of one [block](DType::block).
@@ -31,6 +61,17 @@ impl DType {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
             Self::F8E4M3 | Self::F8E5M2 | Self::I8 => 1,
+            Self::Q8_0 => 34,
+            Self::Q5_1 => 24,
+            Self::Q5_0 => 22,
+            Self::Q4_1 => 20,
+            Self::Q4_0 | Self::IQ4NL => 18,
+            Self::Q6K => 210,
+            Self::Q5K => 176,
+            Self::Q4K => 144,
+            Self::Q3K => 110,
+            Self::Q2K => 84,
+            Self::IQ4XS => 136,
         }
     }
 
@@ -40,7 +81,7 @@ impl DType {
         count / self.block() * self.block_bytes()
     }
 
-    /// The name used in reports: `f32`, `bf16`, `fp8 e4m3fn` …
+    /// The name used in reports: `f32`, `bf16`, `fp8 e4m3fn`, `Q4_K` …
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -49,12 +90,24 @@ impl DType {
             Self::F8E4M3 => "fp8 e4m3fn",
             Self::F8E5M2 => "fp8 e5m2",
             Self::I8 => "int8",
+            Self::Q8_0 => "Q8_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q4_0 => "Q4_0",
+            Self::Q6K => "Q6_K",
+            Self::Q5K => "Q5_K",
+            Self::Q4K => "Q4_K",
+            Self::Q3K => "Q3_K",
+            Self::Q2K => "Q2_K",
+            Self::IQ4NL => "IQ4_NL",
+            Self::IQ4XS => "IQ4_XS",
         }
     }
 
     /// Decodes `out.len()` elements from the start of `bytes`, exactly.
     ///
-    /// `bytes` may be unaligned, as tensors in a file are.
+    /// `bytes` may be unaligned, as tensors in a file are. Formats with [blocks](DType::block) want whole ones.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         assert_eq!(bytes.len(), self.bytes(out.len()), "bytes do not match the elements of {self:?}");
         match self {
@@ -64,6 +117,7 @@ impl DType {
             Self::F8E4M3 => decode_each(bytes, out, |[b]| F8E4M3_VALUES[b as usize]),
             Self::F8E5M2 => decode_each(bytes, out, |[b]| f16::from_bits(u16::from(b) << 8).to_f32()),
             Self::I8 => decode_each(bytes, out, |b| f32::from(i8::from_le_bytes(b))),
+            _ => formats::decode(self, bytes, out),
         }
     }
 }

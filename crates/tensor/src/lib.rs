@@ -22,6 +22,7 @@ mod device;
 pub mod dry_run;
 mod dtype;
 mod file;
+mod formats;
 mod host;
 pub mod reference;
 mod shape;

@@ -67,7 +67,26 @@ impl Random {
             DType::F8E4M3 => self.codes(count, 0x7e),
             DType::F8E5M2 => self.codes(count, 0x7b),
             DType::I8 => (0..count).map(|_| (self.normal() * 40.0) as i8 as u8).collect(),
+            _ => self.blocks(dtype, count / dtype.block()),
         }
+    }
+
+    /// Random bytes with ordinary f16 scales.
+    fn blocks(&mut self, dtype: DType, count: usize) -> Arc<[u8]> {
+        let scales: &[usize] = match dtype {
+            DType::Q5_1 | DType::Q4_1 | DType::Q5K | DType::Q4K => &[0, 2],
+            DType::Q6K => &[208],
+            DType::Q3K => &[108],
+            DType::Q2K => &[80, 82],
+            _ => &[0],
+        };
+        let mut bytes: Vec<u8> = (0..count * dtype.block_bytes()).map(|_| self.next() as u8).collect();
+        for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+            for &at in scales {
+                block[at..at + 2].copy_from_slice(&f16::from_f32(self.normal() * 0.01).to_le_bytes());
+            }
+        }
+        bytes.into()
     }
 
     fn codes(&mut self, count: usize, largest: u8) -> Arc<[u8]> {
@@ -87,6 +106,20 @@ impl Random {
 }
 
 const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8];
+const BLOCKS: [DType; 12] = [
+    DType::Q8_0,
+    DType::Q5_1,
+    DType::Q5_0,
+    DType::Q4_1,
+    DType::Q4_0,
+    DType::Q6K,
+    DType::Q5K,
+    DType::Q4K,
+    DType::Q3K,
+    DType::Q2K,
+    DType::IQ4NL,
+    DType::IQ4XS,
+];
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::BF16];
 
 fn levels() -> Vec<Arc<dyn Backend>> {
@@ -170,6 +203,20 @@ fn linear_in_every_format_and_precision() {
         for precision in PRECISIONS {
             let weight = random.weight([n, k], &mixed, precision);
             let case = format!("linear {m}×{k}→{n} of three formats, {precision:?}");
+            check(&random, &case, SUMS, std::slice::from_ref(&x), |_, t| t[0].linear(&weight, None));
+        }
+    }
+}
+
+#[test]
+fn linear_in_formats_with_blocks() {
+    let mut random = Random::new();
+    for (m, k, n) in [(1, 256, 5), (3, 1280, 9), (5, 512, 33), (33, 1536, 35)] {
+        let x = random.tensor([m, k]);
+        for (dtype, precision) in BLOCKS.iter().flat_map(|d| PRECISIONS.map(|p| (*d, p))) {
+            let mixed = [(n / 3, dtype, 1.0), (1, DType::BF16, 1.0), (n - n / 3 - 1, dtype, 0.3)];
+            let weight = random.weight([n, k], &mixed, precision);
+            let case = format!("linear {m}×{k}→{n} {dtype:?} {precision:?}");
             check(&random, &case, SUMS, std::slice::from_ref(&x), |_, t| t[0].linear(&weight, None));
         }
     }

@@ -152,6 +152,7 @@ impl<const R: usize> Few<'_, R> {
             DType::F8E4M3 => self.add_plain::<V, M>(DType::F8E4M3, x, &mut sums),
             DType::F8E5M2 => self.add_plain::<V, M>(DType::F8E5M2, x, &mut sums),
             DType::I8 => self.add_plain::<V, M>(DType::I8, x, &mut sums),
+            _ => self.add_decoded::<V, M>(0, x, &mut sums),
         }
         let mut dots = [[0.0; R]; M];
         for (dots, sums) in dots.iter_mut().zip(sums) {
@@ -188,7 +189,7 @@ impl<const R: usize> Few<'_, R> {
         for start in (start..k).step_by(CHUNK) {
             let decoded = &mut decoded[..CHUNK.min(k - start)];
             for (r, row) in self.rows.iter().enumerate() {
-                row.decode(start, decoded);
+                pack::decode::<V>(*row, start, decoded);
                 for (i, numbers) in decoded.chunks(V::LANES).enumerate() {
                     self.add(V::from_slice(numbers), r, start + i * V::LANES, numbers.len(), x, sums);
                 }

@@ -5,6 +5,7 @@
 
 mod arch;
 mod attention;
+mod blocks;
 mod conv2d;
 mod elementwise;
 mod few_rows;

@@ -6,7 +6,10 @@
 
 use std::ops::Range;
 
-use super::arch::{Simd, Vector, VectorSlice};
+use super::{
+    arch::{Simd, Vector, VectorSlice},
+    blocks,
+};
 use crate::{DType, Precision, StoredRow, Weight};
 
 /// Words of the sum's axis in one block: a strip of it (24 KiB) stays in the first cache, the panels of a task (128 KiB) in
@@ -134,7 +137,7 @@ pub(super) unsafe fn pack_strip<V: Vector>(rows: &[*const f32], words: usize, to
 #[inline(always)]
 pub(super) fn decode<V: Vector>(row: StoredRow<'_>, start: usize, out: &mut [f32]) {
     let StoredRow { dtype, scale, bytes } = row;
-    let whole = if dtype.block() == 1 { out.len() - out.len() % V::LANES } else { 0 };
+    let whole = out.len() - out.len() % V::LANES;
     let bytes = &bytes[dtype.bytes(start)..dtype.bytes(start + out.len())];
     // The format is known outside of the loop: one loop for each.
     match dtype {
@@ -144,6 +147,7 @@ pub(super) fn decode<V: Vector>(row: StoredRow<'_>, start: usize, out: &mut [f32
         DType::F8E4M3 => decode_whole::<V>(DType::F8E4M3, scale, bytes, &mut out[..whole]),
         DType::F8E5M2 => decode_whole::<V>(DType::F8E5M2, scale, bytes, &mut out[..whole]),
         DType::I8 => decode_whole::<V>(DType::I8, scale, bytes, &mut out[..whole]),
+        _ => return blocks::decode::<V>(row, start, out),
     }
     row.decode(start + whole, &mut out[whole..]);
 }

@@ -194,7 +194,20 @@ impl Vector for Avx2 {
                     _mm256_cvtph_ps(_mm_slli_epi16::<8>(codes))
                 }
                 DType::I8 => _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))),
+                _ => unreachable!("{dtype:?} is decoded block by block"),
             }
+        })
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[f32; 16], codes: &[u8]) -> Self {
+        let codes = &codes[..Self::LANES];
+        // SAFETY: there are eight codes and sixteen values; the rest is arithmetic.
+        Self(unsafe {
+            let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.as_ptr().cast()));
+            let lower = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr()), codes);
+            let upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table.as_ptr().add(8)), codes);
+            _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
         })
     }
 

@@ -203,7 +203,18 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
                     _mm512_cvtph_ps(_mm256_slli_epi16::<8>(codes))
                 }
                 DType::I8 => _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))),
+                _ => unreachable!("{dtype:?} is decoded block by block"),
             }
+        })
+    }
+
+    #[inline(always)]
+    fn look_up(table: &[f32; 16], codes: &[u8]) -> Self {
+        let codes = &codes[..Self::LANES];
+        // SAFETY: there are sixteen codes and sixteen values; the rest is arithmetic.
+        Self(unsafe {
+            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.as_ptr().cast()));
+            _mm512_permutexvar_ps(codes, _mm512_loadu_ps(table.as_ptr()))
         })
     }
 

@@ -197,6 +197,12 @@ pub(crate) trait Vector: Copy {
     /// `LANES` elements of `dtype` can be read at `from`.
     unsafe fn decode(dtype: DType, from: *const u8) -> Self;
 
+    /// The values of `LANES` codes below 16.
+    ///
+    /// # Panics
+    /// If there are fewer codes.
+    fn look_up(table: &[f32; 16], codes: &[u8]) -> Self;
+
     /// A square of `LANES` rows of words, on its side: word `j` of row `i` goes to `to[j · stride + i]`.
     ///
     /// # Safety
@@ -216,6 +222,17 @@ pub(crate) trait VectorSlice: Vector {
             // SAFETY: `count` is the slice's length.
             unsafe { Self::load_first(from.as_ptr(), from.len()) }
         }
+    }
+
+    /// Lanes from signed bytes.
+    ///
+    /// # Panics
+    /// If there are fewer than `LANES`.
+    #[inline(always)]
+    fn from_i8(bytes: &[u8]) -> Self {
+        let bytes = &bytes[..Self::LANES];
+        // SAFETY: there are `LANES` bytes.
+        unsafe { Self::decode(DType::I8, bytes.as_ptr()) }
     }
 
     /// Writes as many lanes as there is room for.

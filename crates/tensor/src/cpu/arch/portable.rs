@@ -164,6 +164,11 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn look_up(table: &[f32; 16], codes: &[u8]) -> Self {
+        Self(array::from_fn(|i| table[usize::from(codes[i] & 15)]))
+    }
+
+    #[inline(always)]
     unsafe fn transpose(rows: &[*const f32], to: *mut f32, stride: usize) {
         for (i, row) in rows.iter().enumerate() {
             for j in 0..Self::LANES {
