@@ -77,7 +77,7 @@ fn main() {
     let only = arguments.next().unwrap_or_default();
     let cpu = Cpu::new(threads);
     let backend: Arc<dyn Backend> = cpu.clone();
-    for precision in [Precision::F32, Precision::BF16] {
+    for precision in [Precision::F32, Precision::BF16, Precision::Int8] {
         println!("{precision:?}");
         for (m, k, n) in [
             (768, 3072, 9216),
@@ -91,6 +91,7 @@ fn main() {
             (32, 3072, 3072),
             (16, 3072, 3072),
             (8, 3072, 3072),
+            (4, 3072, 18432),
             (1, 3072, 18432),
             (64, 256, 256),
         ] {
@@ -101,6 +102,9 @@ fn main() {
             let x = Tensor::from_vec(&backend, [m, k], random(m * k, 3));
             let weight = bf16_weight(&[n, k], precision);
             report(&name, &cpu, one_thread, precision, 2.0 * (m * k * n) as f64, || x.linear(&weight, None));
+        }
+        if precision == Precision::Int8 {
+            continue;
         }
         for (side, from, to, kernel, stride) in [
             (128, 512, 512, 3, 1),

@@ -24,6 +24,7 @@ mod dtype;
 mod file;
 mod formats;
 mod host;
+mod int8;
 pub mod reference;
 mod shape;
 mod tensor;

@@ -7,8 +7,9 @@ use std::{f64::consts, sync::Arc};
 use half::bf16;
 
 use crate::{
-    Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
+    Backend, Binary, DType, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
     host::{HostBuffer, values},
+    int8::{self, Activation, WeightScale},
 };
 
 /// The backend that other backends are compared with.
@@ -36,6 +37,45 @@ fn factor(value: f32, precision: Precision) -> f64 {
 
 fn factors(values: &[f32], precision: Precision) -> Vec<f64> {
     values.iter().map(|&v| factor(v, precision)).collect()
+}
+
+/// A linear layer by the rule of [`int8`].
+fn linear_int8(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
+    let (m, k, n) = (x.shape().rows(), weight.row_len(), weight.out_features());
+    let mut y: Vec<f64> = (0..m * n).map(|i| bias.map_or(0.0, |b| values(b)[i % n].into())).collect();
+    let not_finite = |numbers: &[f32]| if numbers.iter().all(|v| v.is_finite()) { 0.0 } else { f32::NAN };
+    for start in (0..k).step_by(int8::BLOCK) {
+        let block = start..k.min(start + int8::BLOCK);
+        let activations: Vec<(Activation, Vec<i64>)> = (0..m)
+            .map(|row| {
+                let numbers = &values(x)[row * k..][block.clone()];
+                let low = numbers.iter().copied().fold(f32::INFINITY, f32::min);
+                let high = numbers.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let rule = Activation::new(low, high, not_finite(numbers));
+                let q = |&v: &f32| ((v - rule.low) * rule.inverse).round_ties_even() as i64 - 128;
+                (rule, numbers.iter().map(q).collect())
+            })
+            .collect();
+        for (out, stored) in weight.stored_rows(0).enumerate() {
+            let mut numbers = vec![0.0; k];
+            let (scale, p): (f32, Vec<i64>) = if stored.dtype == DType::I8 {
+                (stored.scale, stored.bytes[block.clone()].iter().map(|&byte| i64::from(byte as i8)).collect())
+            } else {
+                stored.decode(0, &mut numbers);
+                let numbers = &numbers[block.clone()];
+                let largest = numbers.iter().map(|v| v.abs()).fold(0.0, f32::max);
+                let rule = WeightScale::new(largest, not_finite(numbers));
+                (rule.scale, numbers.iter().map(|v| (v * rule.inverse).round_ties_even() as i64).collect())
+            };
+            let sum: i64 = p.iter().sum();
+            for (row, (rule, q)) in activations.iter().enumerate() {
+                let product: i64 = q.iter().zip(&p).map(|(q, p)| q * p).sum();
+                let [step, offset, scale] = [rule.step, rule.offset, scale].map(f64::from);
+                y[row * n + out] += scale * (step * product as f64 + offset * sum as f64);
+            }
+        }
+    }
+    result(x, x.shape().with_last(n), y.into_iter().map(|v| v as f32).collect())
 }
 
 /// Applies `f` to each row of the last axis.
@@ -95,6 +135,9 @@ impl Backend for Reference {
 
     fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
         let (m, k, n) = (x.shape().rows(), weight.row_len(), weight.out_features());
+        if weight.precision() == Precision::Int8 && m >= int8::LEAST_ROWS {
+            return linear_int8(x, weight, bias);
+        }
         let w = factors(&weight.to_f32(), weight.precision());
         let x_factors = factors(values(x), weight.precision());
         let mut y = Vec::with_capacity(m * n);

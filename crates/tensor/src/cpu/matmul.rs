@@ -15,7 +15,7 @@ use super::{
     parallel::{Shared, with_scratch},
     tile::Tile,
 };
-use crate::{Unary, Weight, host::HostBuffer};
+use crate::{Precision, Unary, Weight, host::HostBuffer, int8};
 
 /// Columns of a task, at most. Measured at 768 × 3072 → 3072, one thread, bf16: 64 gives 213 GFLOP/s, 128 gives 200, 256 gives
 /// 197; the panels are reused by every strip and must not leave the second cache.
@@ -81,6 +81,10 @@ impl Cpu {
         let out = Shared::new(y.values_mut());
         if m <= FEW {
             self.multiply_few_rows(m, x, weight, epilogue, out);
+            return y;
+        }
+        if weight.precision() == Precision::Int8 && m >= int8::LEAST_ROWS && k > 0 {
+            self.multiply_int8(m, x, weight, epilogue, out);
             return y;
         }
 

@@ -6,12 +6,14 @@
 mod arch;
 mod attention;
 mod blocks;
+mod byte_tile;
 mod conv2d;
 mod elementwise;
 mod few_rows;
 mod layout;
 mod math;
 mod matmul;
+mod matmul_int8;
 mod norm;
 mod pack;
 mod parallel;

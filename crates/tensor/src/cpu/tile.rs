@@ -9,7 +9,7 @@ use super::{
 };
 
 /// The most rows that a tile has on any machine.
-const MAX_ROWS: usize = 12;
+pub(super) const MAX_ROWS: usize = 12;
 
 /// A tile's operands.
 #[derive(Clone, Copy)]

@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C: eight lanes, 16 registers.
+//! AVX2 with FMA and F16C: eight lanes, 16 registers; products of bytes where AVX-VNNI is there, too.
 
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "a list of all intrinsics says nothing"))]
 
@@ -15,6 +15,13 @@ pub(super) struct Avx2(__m256);
 /// The machine has the features.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run::<Avx2>()
+}
+
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn run_vnni<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx2>()
 }
 
@@ -39,6 +46,12 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn call<K: Kernel>(kernel: K) -> K::Output {
         intrinsics!(run(kernel))
+    }
+
+    #[inline(always)]
+    unsafe fn call_with_bytes<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this type is only reached with all other features; the caller promises this one.
+        unsafe { run_vnni(kernel) }
     }
 
     #[inline(always)]
@@ -166,6 +179,50 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn add_pair_products(self, _: Self, _: Self) -> Self {
         unreachable!("AVX2 multiplies rounded f32 numbers instead")
+    }
+
+    #[inline(always)]
+    fn signed_bytes(numbers: [Self; 4]) -> Self {
+        Self(intrinsics! {
+            let [a, b, c, d] = numbers.map(|n| _mm256_cvtps_epi32(n.0));
+            // Four numbers of each in both 128-bit lanes; they belong together by the vector they come from.
+            let mixed = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)))
+        })
+    }
+
+    #[inline(always)]
+    fn signed_shorts(first: Self, second: Self) -> Self {
+        Self(intrinsics! {
+            let mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(first.0), _mm256_cvtps_epi32(second.0));
+            _mm256_castsi256_ps(_mm256_permute4x64_epi64::<0b11_01_10_00>(mixed))
+        })
+    }
+
+    #[inline(always)]
+    fn add_byte_products(self, a: Self, b: Self) -> Self {
+        Self(intrinsics! {
+            let [sum, a, b] = [self, a, b].map(|v| _mm256_castps_si256(v.0));
+            _mm256_castsi256_ps(_mm256_dpbusd_avx_epi32(sum, b, a))
+        })
+    }
+
+    #[inline(always)]
+    fn add_short_products(self, a: Self, b: Self) -> Self {
+        Self(intrinsics! {
+            let [sum, a, b] = [self, a, b].map(|v| _mm256_castps_si256(v.0));
+            _mm256_castsi256_ps(_mm256_add_epi32(sum, _mm256_madd_epi16(a, b)))
+        })
+    }
+
+    #[inline(always)]
+    fn i32_to_f32(self) -> Self {
+        Self(intrinsics!(_mm256_cvtepi32_ps(_mm256_castps_si256(self.0))))
+    }
+
+    #[inline(always)]
+    fn xor(self, b: Self) -> Self {
+        Self(intrinsics!(_mm256_xor_ps(self.0, b.0)))
     }
 
     #[inline(always)]

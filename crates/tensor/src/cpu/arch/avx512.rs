@@ -27,6 +27,13 @@ pub(super) unsafe fn run_bf16<K: Kernel>(kernel: K) -> K::Output {
     kernel.run::<Avx512<true>>()
 }
 
+/// # Safety
+/// The machine has the features.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn run_vnni<K: Kernel, const BF16: bool>(kernel: K) -> K::Output {
+    kernel.run::<Avx512<BF16>>()
+}
+
 /// Intrinsics that touch no memory.
 macro_rules! intrinsics {
     ($($body:tt)*) => {
@@ -48,6 +55,12 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     #[inline(always)]
     fn call<K: Kernel>(kernel: K) -> K::Output {
         intrinsics!(if BF16 { run_bf16(kernel) } else { run(kernel) })
+    }
+
+    #[inline(always)]
+    unsafe fn call_with_bytes<K: Kernel>(kernel: K) -> K::Output {
+        // SAFETY: this type is only reached with all other features; the caller promises this one.
+        unsafe { run_vnni::<K, BF16>(kernel) }
     }
 
     #[inline(always)]
@@ -175,6 +188,51 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
             transmute::<__m512, __m512bh>(a.0),
             transmute::<__m512, __m512bh>(b.0)
         )))
+    }
+
+    #[inline(always)]
+    fn signed_bytes(numbers: [Self; 4]) -> Self {
+        Self(intrinsics! {
+            let [a, b, c, d] = numbers.map(|n| _mm512_cvtps_epi32(n.0));
+            // Four numbers of each in every 128-bit lane; they belong together by the vector they come from.
+            let mixed = _mm512_packs_epi16(_mm512_packs_epi32(a, b), _mm512_packs_epi32(c, d));
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_castsi512_ps(_mm512_permutexvar_epi32(order, mixed))
+        })
+    }
+
+    #[inline(always)]
+    fn signed_shorts(first: Self, second: Self) -> Self {
+        Self(intrinsics! {
+            let mixed = _mm512_packs_epi32(_mm512_cvtps_epi32(first.0), _mm512_cvtps_epi32(second.0));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), mixed))
+        })
+    }
+
+    #[inline(always)]
+    fn add_byte_products(self, a: Self, b: Self) -> Self {
+        Self(intrinsics! {
+            let [sum, a, b] = [self, a, b].map(|v| _mm512_castps_si512(v.0));
+            _mm512_castsi512_ps(_mm512_dpbusd_epi32(sum, b, a))
+        })
+    }
+
+    #[inline(always)]
+    fn add_short_products(self, a: Self, b: Self) -> Self {
+        Self(intrinsics! {
+            let [sum, a, b] = [self, a, b].map(|v| _mm512_castps_si512(v.0));
+            _mm512_castsi512_ps(_mm512_add_epi32(sum, _mm512_madd_epi16(a, b)))
+        })
+    }
+
+    #[inline(always)]
+    fn i32_to_f32(self) -> Self {
+        Self(intrinsics!(_mm512_cvtepi32_ps(_mm512_castps_si512(self.0))))
+    }
+
+    #[inline(always)]
+    fn xor(self, b: Self) -> Self {
+        Self(intrinsics!(_mm512_xor_ps(self.0, b.0)))
     }
 
     #[inline(always)]

@@ -103,6 +103,23 @@ impl Simd {
     pub(crate) fn has_bf16_pairs(self) -> bool {
         self.0 == Level::Avx512Bf16
     }
+
+    /// Whether products of four bytes are an instruction: VNNI, which comes with AVX-512 or with AVX2, and which neither
+    /// must have.
+    pub(crate) fn has_byte_products(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            match self.0 {
+                Level::Avx512Bf16 | Level::Avx512 => is_x86_feature_detected!("avx512vnni"),
+                Level::Avx2 => is_x86_feature_detected!("avxvnni"),
+                Level::Portable => false,
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            false
+        }
+    }
 }
 
 /// The level's constants.
@@ -124,7 +141,8 @@ pub(crate) trait Kernel {
     fn run<V: Vector>(self) -> Self::Output;
 }
 
-/// Some f32 lanes in a register. A lane may also hold a *word*: a pair of bf16 numbers, the first in the lower half.
+/// Some f32 lanes in a register. A lane may also hold an i32, or a *word*: a pair of bf16 or 16-bit numbers or four bytes, the
+/// first in the lowest bits.
 ///
 /// Implementations may use a level's instructions without asking, so a generic function over `Vector` must only be reached
 /// through [`Simd::run`].
@@ -139,6 +157,12 @@ pub(crate) trait Vector: Copy {
 
     /// Runs a kernel as a function of its own, so that it is compiled once for several callers.
     fn call<K: Kernel>(kernel: K) -> K::Output;
+
+    /// The same for a kernel with [byte products](Vector::add_byte_products).
+    ///
+    /// # Safety
+    /// The machine [has them](Simd::has_byte_products).
+    unsafe fn call_with_bytes<K: Kernel>(kernel: K) -> K::Output;
 
     /// The same number in all lanes.
     fn splat(value: f32) -> Self;
@@ -190,6 +214,20 @@ pub(crate) trait Vector: Copy {
     fn bf16_pairs(first: Self, second: Self) -> Self;
     /// Per lane `self + a₀b₀ + a₁b₁` for words a, b.
     fn add_pair_products(self, a: Self, b: Self) -> Self;
+
+    /// Words of four signed bytes from `4 · LANES` consecutive integers, which are kept to −128…127.
+    fn signed_bytes(numbers: [Self; 4]) -> Self;
+    /// Words of two signed 16-bit numbers from `2 · LANES` consecutive integers.
+    fn signed_shorts(first: Self, second: Self) -> Self;
+    /// Per lane `self + a₀b₀ + a₁b₁ + a₂b₂ + a₃b₃` in i32, for signed bytes a and unsigned bytes b. Only within
+    /// [`Vector::call_with_bytes`].
+    fn add_byte_products(self, a: Self, b: Self) -> Self;
+    /// Per lane `self + a₀b₀ + a₁b₁` in i32, for signed 16-bit numbers a, b.
+    fn add_short_products(self, a: Self, b: Self) -> Self;
+    /// An i32 in each lane, as f32.
+    fn i32_to_f32(self) -> Self;
+    /// The bits in which the two differ.
+    fn xor(self, b: Self) -> Self;
 
     /// `LANES` numbers from their storage format, one without [blocks](DType::block).
     ///

@@ -39,6 +39,11 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    unsafe fn call_with_bytes<K: Kernel>(_: K) -> K::Output {
+        unreachable!("the portable level multiplies 16-bit numbers instead")
+    }
+
+    #[inline(always)]
     fn splat(value: f32) -> Self {
         Self([value; 8])
     }
@@ -152,6 +157,42 @@ impl Vector for Portable {
     #[inline(always)]
     fn add_pair_products(self, _: Self, _: Self) -> Self {
         unreachable!("the portable level multiplies rounded f32 numbers instead")
+    }
+
+    #[inline(always)]
+    fn signed_bytes(_: [Self; 4]) -> Self {
+        unreachable!("the portable level multiplies 16-bit numbers instead")
+    }
+
+    #[inline(always)]
+    fn signed_shorts(first: Self, second: Self) -> Self {
+        let number = |i: usize| if i < 8 { first.0[i] } else { second.0[i - 8] };
+        let short = |i: usize| u32::from(number(i) as i16 as u16);
+        Self(array::from_fn(|i| f32::from_bits(short(2 * i) | short(2 * i + 1) << 16)))
+    }
+
+    #[inline(always)]
+    fn add_byte_products(self, _: Self, _: Self) -> Self {
+        unreachable!("the portable level multiplies 16-bit numbers instead")
+    }
+
+    #[inline(always)]
+    fn add_short_products(self, a: Self, b: Self) -> Self {
+        let halves = |word: f32| [word.to_bits() as i16, (word.to_bits() >> 16) as i16].map(i32::from);
+        Self(array::from_fn(|i| {
+            let ([a0, a1], [b0, b1]) = (halves(a.0[i]), halves(b.0[i]));
+            f32::from_bits((self.0[i].to_bits() as i32 + a0 * b0 + a1 * b1) as u32)
+        }))
+    }
+
+    #[inline(always)]
+    fn i32_to_f32(self) -> Self {
+        self.map(|word| word.to_bits() as i32 as f32)
+    }
+
+    #[inline(always)]
+    fn xor(self, b: Self) -> Self {
+        self.zip(b, |a, b| f32::from_bits(a.to_bits() ^ b.to_bits()))
     }
 
     #[inline(always)]
