@@ -105,6 +105,11 @@ impl DType {
         }
     }
 
+    /// Whether [`crate::cpu::Encoder`] writes it.
+    pub fn can_encode(self) -> bool {
+        formats::encode::can_encode(self)
+    }
+
     /// Decodes `out.len()` elements from the start of `bytes`, exactly.
     ///
     /// `bytes` may be unaligned, as tensors in a file are. Formats with [blocks](DType::block) want whole ones.

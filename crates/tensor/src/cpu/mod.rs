@@ -9,6 +9,7 @@ mod blocks;
 mod byte_tile;
 mod conv2d;
 mod elementwise;
+mod encode;
 mod few_rows;
 mod layout;
 mod math;
@@ -24,6 +25,7 @@ mod tile;
 use std::sync::Arc;
 
 pub use arch::Level;
+pub use encode::{Encoded, Encoder, Loss};
 
 use self::{
     arch::Simd,

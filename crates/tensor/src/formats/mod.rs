@@ -5,9 +5,11 @@
 //! reference in Python's `gguf` (`gguf/quants.py`), which `tests/blocks.rs` compares every bit with; layouts are also those of ggml's
 //! `ggml-common.h`. Taking apart is loops over arrays of fixed size, which the compiler makes vectors of.
 
+pub(crate) mod encode;
 mod iq4;
 mod k;
 mod plain;
+mod search;
 
 pub(crate) use self::{
     iq4::{IQ4NL, IQ4XS},
