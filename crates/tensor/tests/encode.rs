@@ -87,11 +87,9 @@ fn plain_error(values: &[f32], group: usize, codes: f32, minimum: bool) -> f64 {
 fn the_search_is_better_than_plain_rounding() {
     let values = normal(256 * 200);
     // How much better, measured on these numbers, with a little room.
-    for (dtype, group, codes, minimum, at_most) in [
-        (DType::Q4K, 32, 15.0, true, 0.93),
-        (DType::Q5K, 32, 31.0, true, 0.97),
-        (DType::Q6K, 16, 62.0, false, 0.97),
-    ] {
+    for (dtype, group, codes, minimum, at_most) in
+        [(DType::Q4K, 32, 15.0, true, 0.93), (DType::Q5K, 32, 31.0, true, 0.97), (DType::Q6K, 16, 62.0, false, 0.97)]
+    {
         let loss = encode(&values, 256, dtype, 1).loss.relative();
         let plain = plain_error(&values, group, codes, minimum);
         println!("{dtype:?}: {loss:.5}, plain {plain:.5}, ratio {:.3}", loss / plain);

@@ -125,7 +125,7 @@ impl Kernel for Encode<'_, '_> {
         for (i, (stored, bytes)) in stored.zip(rows.bytes.chunks_exact_mut(to.bytes(len))).enumerate() {
             pack::decode::<V>(stored, 0, &mut old);
             let scale = encode::encode_row(to, &old, bytes);
-            pack::decode::<V>(StoredRow { dtype: to, scale, bytes }, 0, &mut new);
+            pack::decode::<V>(StoredRow { dtype: to, scale, bytes, blocks: None }, 0, &mut new);
             rows.scales[i] = scale;
             rows.losses[i] = compare(&old, &new);
         }

@@ -1,6 +1,6 @@
 //! Numbers to storage formats.
 //!
-//! Plain formats round to the nearest code. `Q8_0`, `Q5_1`, `Q5_0`, `Q4_1` and `Q4_0` follow PyPI `gguf`'s `quantize`
+//! Plain formats round to the nearest code. `Q8_0`, `Q5_1`, `Q5_0`, `Q4_1` and `Q4_0` follow `PyPI` `gguf`'s `quantize`
 //! (`gguf/quants.py`) operation by operation and give its bytes; the formats with scales of scales have [a search](super::search)
 //! of their own. Loops run over arrays of sixteen lanes, in one order and without fused products, so that every machine writes
 //! the same file.
@@ -15,12 +15,8 @@ const LANES: usize = 16;
 
 /// Whether there is an encoder for a format.
 pub(crate) fn can_encode(dtype: DType) -> bool {
-    match dtype {
-        DType::F32 | DType::F16 | DType::BF16 | DType::I8 => true,
-        DType::Q8_0 | DType::Q5_1 | DType::Q5_0 | DType::Q4_1 | DType::Q4_0 => true,
-        DType::Q6K | DType::Q5K | DType::Q4K => true,
-        _ => false,
-    }
+    let blocks = [DType::Q8_0, DType::Q5_1, DType::Q5_0, DType::Q4_1, DType::Q4_0, DType::Q6K, DType::Q5K, DType::Q4K];
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::I8) || blocks.contains(&dtype)
 }
 
 /// Writes a row, whole blocks, in a format; gives the scale that decoded elements are to be multiplied by (1 but for `I8`).
