@@ -15,6 +15,10 @@ pub(crate) struct ComputeArgs {
     /// weights are, otherwise bf16
     #[arg(long, value_name = "KIND", default_value = "auto", value_parser = parse_precision)]
     precision: Asked,
+    /// The most memory to use, as 12GB, 12GiB or 800M [default: what the machine has available]. Weights that do not fit are
+    /// read from their files at every step; the picture does not depend on it
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    memory_limit: Option<u64>,
 }
 
 /// A precision, or what suits the model.
@@ -27,7 +31,8 @@ impl ComputeArgs {
         LoadOptions {
             device: Device::Cpu { threads: self.threads.map(usize::from) },
             precision: self.precision.0,
-            safety: None,
+            memory_limit: self.memory_limit,
+            ..LoadOptions::default()
         }
     }
 }
@@ -40,4 +45,38 @@ fn parse_precision(text: &str) -> Result<Asked, String> {
         "int8" => Some(Precision::Int8),
         _ => return Err(format!("'{text}' is not a precision; auto, f32, bf16 and int8 are")),
     }))
+}
+
+/// A number with a unit, decimal (`GB`, `G`) or binary (`GiB`).
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let expected =
+        || format!("'{text}' is not a size of memory; expected a number with a unit, as 12GB, 12GiB or 800M");
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(expected)?;
+    let (number, unit) = text.split_at(at);
+    let number: f64 = number.parse().map_err(|_| expected())?;
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "m" | "mb" => 1e6,
+        "mib" => 1024.0 * 1024.0,
+        "g" | "gb" => 1e9,
+        "gib" => 1024.0 * 1024.0 * 1024.0,
+        "t" | "tb" => 1e12,
+        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(expected()),
+    };
+    let bytes = number * unit;
+    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(expected()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_of_memory() {
+        let sizes = ["12GB", "12 GiB", "800M", "1.5g", "2MiB"].map(parse_bytes);
+        assert_eq!(sizes, [12_000_000_000, 12 << 30, 800_000_000, 1_500_000_000, 2 << 20].map(Ok));
+        for wrong in ["12", "GB", "", "-1GB", "1XB", "0GB", "1e3GB", "1.2.3GB"] {
+            assert!(parse_bytes(wrong).is_err_and(|e| e.contains("12GiB")), "{wrong}");
+        }
+    }
 }

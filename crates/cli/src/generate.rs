@@ -339,6 +339,8 @@ fn report(args: &Args, pipeline: &Pipeline, request: &Request, written: &[Writte
             "true_cfg": request.true_cfg,
             "images": written,
             "seconds": seconds,
+            "planned_bytes": pipeline.plan(request)?.peak_bytes(),
+            "peak_bytes": flux::memory::peak(),
         });
         writeln!(std::io::stdout(), "{report:#}")?;
     }

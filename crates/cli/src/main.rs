@@ -39,7 +39,7 @@ enum Command {
     Inspect(inspect::Args),
     /// Tell what a model and a size would take, without computing
     #[command(visible_alias = "doctor")]
-    Plan(plan::Args),
+    Plan(Box<plan::Args>),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }

@@ -6,17 +6,19 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use flux::{
     model::Family,
-    plan::{Plan, Size, plan, plan_flux1},
+    plan::{PartPlan, Plan, Size, plan, plan_flux1},
 };
 use tensor::DType;
 
-use crate::model_args::ModelArgs;
+use crate::{compute_args::ComputeArgs, model_args::ModelArgs};
 
 /// Tell what a model and a size would take, without computing.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    compute: ComputeArgs,
     /// Width in pixels
     #[arg(short = 'W', long, value_name = "PIXELS")]
     width: Option<u32>,
@@ -47,14 +49,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (title, plan) = match (files, known) {
         (Some(Ok(files)), _) => {
             let size = size(args, files.defaults);
-            (files.name.clone(), plan(&files, size)?)
+            (files.name.clone(), plan(&files, size, &args.compute.options())?)
         }
         (Some(Err(error)), None) => return Err(error.into()),
         (Some(Err(_)) | None, known) => {
             let family = known.unwrap_or(Family::Krea);
             let size = size(args, family.defaults());
             let title = format!("{} (no files, {} weights assumed)", family.name(), args.weights.name());
-            (title, plan_flux1(family != Family::Schnell, args.weights, size)?)
+            (title, plan_flux1(family != Family::Schnell, args.weights, size, &args.compute.options())?)
         }
     };
     if args.json { print_json(&title, &plan) } else { print(&title, &plan) }
@@ -70,28 +72,34 @@ fn real(name: &str) -> Option<Family> {
 }
 
 fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
-    let steps = args.steps.unwrap_or(defaults.steps);
     Size {
         width: args.width.unwrap_or(defaults.width),
         height: args.height.unwrap_or(defaults.height),
         t5_length: args.t5_length.unwrap_or(defaults.t5_length),
-        evaluations: if args.true_cfg { 2 * steps } else { steps },
+        steps: args.steps.unwrap_or(defaults.steps),
+        true_cfg: args.true_cfg,
+        vae_tiling: None,
     }
 }
 
 fn print(title: &str, plan: &Plan) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{title}")?;
+    writeln!(out, "{title}, {}", plan.precision)?;
     writeln!(out, "{} tokens, {} evaluations of the transformer", plan.tokens, plan.evaluations)?;
     writeln!(out)?;
-    writeln!(out, "{:<12} {:>14} {:>12} {:>12} {:>12}", "part", "parameters", "weights", "activations", "TFLOP a run")?;
+    writeln!(
+        out,
+        "{:<12} {:>14} {:>12} {:>12} {:>12} {:>12}",
+        "part", "parameters", "weights", "in memory", "activations", "TFLOP a run"
+    )?;
     for part in &plan.parts {
         writeln!(
             out,
-            "{:<12} {:>14} {:>12} {:>12} {:>12.2}",
+            "{:<12} {:>14} {:>12} {:>12} {:>12} {:>12.2}",
             part.name,
             part.parameters,
             bytes(part.weight_bytes),
+            bytes(part.resident_bytes()),
             bytes(part.work.peak_bytes),
             tera(part.work.flop()),
         )?;
@@ -100,21 +108,52 @@ fn print(title: &str, plan: &Plan) -> Result<()> {
     writeln!(out, "work of a picture   {:>10.1} TFLOP", tera(plan.flop()))?;
     writeln!(
         out,
-        "memory, at least    {:>12}  (the largest part with its activations; weights are paged in from disk)",
-        bytes(plan.peak_bytes())
+        "memory, at the most {:>12}  (the program itself {})",
+        bytes(plan.peak_bytes()),
+        bytes(plan.overhead_bytes)
     )?;
-    writeln!(out, "memory, at best     {:>12}  (all weights stay in memory)", bytes(plan.resident_bytes()))?;
-    if let Some(available) = available_memory() {
-        let verdict = if available >= plan.resident_bytes() {
-            "everything fits"
-        } else if available >= plan.peak_bytes() {
-            "each part fits by itself"
-        } else {
-            "too little: weights will be read from disk again and again, which is slow"
+    if let Some(limit) = plan.limit {
+        let verdict = match plan.shortfall() {
+            Some(missing) => format!("{} too little", bytes(missing)),
+            None => "it fits".into(),
         };
-        writeln!(out, "this machine        {:>12}  available: {verdict}", bytes(available))?;
+        writeln!(out, "memory, limit       {:>12}  {verdict}", bytes(limit))?;
+    }
+    for line in means(plan) {
+        writeln!(out, "  {line}")?;
+    }
+    if plan.shortfall().is_some() {
+        writeln!(
+            out,
+            "  at least {} are needed; hint: a smaller picture, or weights in a smaller format",
+            bytes(plan.least_bytes())
+        )?;
     }
     Ok(())
+}
+
+/// By which means a plan stays within its limit.
+pub(crate) fn means(plan: &Plan) -> Vec<String> {
+    let streamed = |part: &&PartPlan| part.streamed_bytes() > 0;
+    let mut lines: Vec<String> = plan.parts.iter().filter(streamed).map(stream).collect();
+    if !plan.keeps_transformer {
+        lines.push("the transformer makes room for the autoencoder".into());
+    }
+    if plan.tiled {
+        lines.push("the picture is decoded in tiles: colours move a little (docs/numerics.md)".into());
+    }
+    lines
+}
+
+fn stream(part: &PartPlan) -> String {
+    let (resident, blocks) = (part.resident_blocks, part.blocks.len());
+    let which = match resident {
+        0 => format!("all {blocks} blocks of {} come one by one", part.name),
+        _ => {
+            format!("blocks 0 to {} of {} stay, {resident} to {} come one by one", resident - 1, part.name, blocks - 1)
+        }
+    };
+    format!("{which}: {} are read at every run", bytes(part.streamed_bytes()))
 }
 
 fn print_json(title: &str, plan: &Plan) -> Result<()> {
@@ -126,6 +165,10 @@ fn print_json(title: &str, plan: &Plan) -> Result<()> {
                 "name": part.name,
                 "parameters": part.parameters,
                 "weight_bytes": part.weight_bytes,
+                "resident_bytes": part.resident_bytes(),
+                "streamed_bytes": part.streamed_bytes(),
+                "blocks": part.blocks.len(),
+                "resident_blocks": part.resident_blocks,
                 "activation_bytes": part.work.peak_bytes,
                 "tflop": tera(part.work.flop()),
             })
@@ -133,13 +176,18 @@ fn print_json(title: &str, plan: &Plan) -> Result<()> {
         .collect();
     let report = serde_json::json!({
         "model": title,
+        "precision": plan.precision.to_string(),
         "tokens": plan.tokens,
         "evaluations": plan.evaluations,
         "parts": parts,
         "tflop": tera(plan.flop()),
+        "overhead_bytes": plan.overhead_bytes,
         "peak_bytes": plan.peak_bytes(),
-        "resident_bytes": plan.resident_bytes(),
-        "available_bytes": available_memory(),
+        "least_bytes": plan.least_bytes(),
+        "limit_bytes": plan.limit,
+        "fits": plan.shortfall().is_none(),
+        "keeps_transformer": plan.keeps_transformer,
+        "tiled": plan.tiled,
     });
     writeln!(std::io::stdout(), "{report:#}")?;
     Ok(())
@@ -159,13 +207,6 @@ pub(crate) fn bytes(bytes: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
-/// Memory that programs can still take, where the system tells.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn parse_dtype(text: &str) -> Result<DType, String> {

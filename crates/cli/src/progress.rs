@@ -49,6 +49,12 @@ impl Progress {
         }
         match event {
             Event::Loading(part) => self.stage(&format!("loading {part}")),
+            Event::Planned(plan) => {
+                // Nothing is said where everything fits.
+                for line in crate::plan::means(plan) {
+                    self.note(&format!("memory: {line}"));
+                }
+            }
             Event::Encoding => self.stage("reading the prompt"),
             Event::Decoding { picture } => self.stage(&format!("decoding picture {}", picture + 1)),
             Event::Step(step) => self.step(step),

@@ -7,6 +7,7 @@ use tensor::Tensor;
 use crate::{
     error::Result,
     latents::Latents,
+    memory::Stream,
     pixels::Rgb8,
     transformer::{Condition, Flux},
     watch::{self, Event, Step, Watch},
@@ -18,14 +19,24 @@ pub(crate) struct Guided<'a> {
     pub(crate) condition: Condition<'a>,
     /// The negative prompt and the scale of classifier-free guidance.
     pub(crate) negative: Option<(Condition<'a>, f32)>,
+    /// How many of the transformer's blocks stay in memory.
+    pub(crate) resident_blocks: usize,
 }
 
 impl Guided<'_> {
     /// The velocity; with classifier-free guidance `negative + scale · (positive − negative)`.
     fn velocity(&self, flux: &Flux, img: &Tensor, sigma: f32, watch: &dyn Watch) -> Result<Tensor> {
-        let mut between_blocks = |_, _: &Tensor| watch::check(watch);
+        let stream = Stream::new(flux.layout(), self.resident_blocks);
+        let mut between_blocks = |site, _: &Tensor| {
+            if let Some(block) = flux.block_done(site) {
+                stream.done(block);
+            }
+            watch::check(watch)
+        };
+        stream.begin();
         let positive = flux.forward(img, sigma, self.condition, &mut between_blocks)?;
         let Some((negative, scale)) = self.negative else { return Ok(positive) };
+        stream.begin();
         let negative = flux.forward(img, sigma, negative, &mut between_blocks)?;
         Ok(negative.add_scaled(scale, &positive.sub(&negative)))
     }

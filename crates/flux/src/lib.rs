@@ -62,6 +62,7 @@ mod pipeline;
 pub mod plan;
 pub mod watch;
 // What the models are made of.
+pub mod memory;
 mod nn;
 pub mod weights;
 

@@ -9,8 +9,10 @@ use crate::{
     error::{Error, Result},
     image_file::Provenance,
     latents::Latents,
+    memory::{Extent, Stream},
     model::{Defaults, ModelFiles, Tokenizer},
     pixels::{self, Range, Rgb8},
+    plan::{self, Plan, Size},
     preview::Previewer,
     request::Request,
     safety::{Reviewed, Safety, Screened},
@@ -35,6 +37,9 @@ pub struct LoadOptions {
     pub precision: Option<Precision>,
     /// What is done with prompts and pictures; `None` is [`Safety::off`].
     pub safety: Option<Safety>,
+    /// The most memory that the process may take, bytes; `None`: what the machine has available when a picture is asked for
+    /// ([`crate::memory::available`]). Weights that do not fit beside the rest are read again at every step; pictures stay the same.
+    pub memory_limit: Option<u64>,
 }
 
 /// A loaded model.
@@ -52,19 +57,21 @@ pub struct LoadOptions {
 /// ```
 #[derive(Debug)]
 pub struct Pipeline {
-    name: String,
-    defaults: Defaults,
-    notice: Option<String>,
+    files: ModelFiles,
+    options: LoadOptions,
     backend: Arc<dyn Backend>,
     precision: Precision,
     safety: Safety,
     clip_tokenizer: Tokenizer<ClipTokenizer>,
     t5_tokenizer: Tokenizer<T5Tokenizer>,
     clip: Clip,
+    /// Where CLIP's weights lie.
+    clip_extent: Extent,
     t5: T5,
     transformer: Flux,
     scheduler: SchedulerConfig,
     vae: Decoder,
+    vae_extent: Extent,
     previewer: Previewer,
 }
 
@@ -125,7 +132,9 @@ impl Pipeline {
         if files.clip_l.config.is_none() {
             clip_config.eos_token_id = clip_tokenizer.eos(); // weights alone do not tell
         }
-        let clip = Clip::load(clip_config, &files.clip_l.weights(&backend, gentle))?;
+        let weights = files.clip_l.weights(&backend, gentle);
+        let clip = Clip::load(clip_config, &weights)?;
+        let clip_extent = weights.extent();
 
         watch.event(Event::Loading("t5"));
         let t5_tokenizer = files.load_t5_tokenizer()?;
@@ -137,27 +146,41 @@ impl Pipeline {
         let transformer = Flux::load(config, &files.transformer.weights(&backend, precision))?;
 
         watch.event(Event::Loading("vae"));
-        let vae = Decoder::load(files.vae.vae_config()?, &files.vae.weights(&backend, gentle))?;
+        let weights = files.vae.weights(&backend, gentle);
+        let vae = Decoder::load(files.vae.vae_config()?, &weights)?;
+        let vae_extent = weights.extent();
         let previewer = previewer(&files, &vae, &backend, gentle)?;
 
         let pipeline = Self {
-            name: files.name,
-            defaults: files.defaults,
-            notice: files.notice,
             safety: options.safety.clone().unwrap_or_else(Safety::off),
+            options: options.clone(),
+            files,
             backend,
             precision,
             clip_tokenizer,
             t5_tokenizer,
             clip,
+            clip_extent,
             t5,
             transformer,
             scheduler,
             vae,
+            vae_extent,
             previewer,
         };
-        pipeline.check_fit(files.transformer.checkpoint.origin())?;
+        pipeline.check_fit(pipeline.files.transformer.checkpoint.origin())?;
+        pipeline.release(); // small tensors were read all over the files
         Ok(pipeline)
+    }
+
+    /// Gives back the memory of all weights and of activations gone by. A pipeline that waits for its next request takes
+    /// little then; the weights come back from their files when they are used.
+    pub fn release(&self) {
+        self.clip_extent.release();
+        self.t5.layout().release();
+        self.transformer.layout().release();
+        self.vae_extent.release();
+        self.backend.release_idle();
     }
 
     /// The parts come from several files: their widths must meet.
@@ -187,17 +210,17 @@ impl Pipeline {
 
     /// What the model is called.
     pub fn name(&self) -> &str {
-        &self.name
+        &self.files.name
     }
 
     /// What to tell whoever uses the model.
     pub fn notice(&self) -> Option<&str> {
-        self.notice.as_deref()
+        self.files.notice.as_deref()
     }
 
     /// What requests get unless they say otherwise.
     pub fn defaults(&self) -> &Defaults {
-        &self.defaults
+        &self.files.defaults
     }
 
     /// The arithmetic of products.
@@ -212,22 +235,53 @@ impl Pipeline {
 
     /// A request with the model's defaults.
     pub fn request(&self, prompt: impl Into<String>) -> Request {
-        Request::new(prompt, &self.defaults)
+        Request::new(prompt, &self.files.defaults)
     }
 
     /// Refuses a request that cannot be met, before any work.
     ///
     /// # Errors
-    /// [`Error::Asked`] naming the field, the value and the range.
+    /// [`Error::Asked`] naming the field, the value and the range; the field `memory_limit` if there is too little memory.
     pub fn check(&self, request: &Request) -> Result<()> {
-        request.check(2 * self.vae.config().factor() as u32)
+        self.checked(request).map(drop)
+    }
+
+    fn checked(&self, request: &Request) -> Result<Plan> {
+        request.check(2 * self.vae.config().factor() as u32)?;
+        let plan = self.plan(request)?;
+        if plan.shortfall().is_some() {
+            return Err(plan::refuse(&plan, size(request), |size| plan::plan(&self.files, size, &self.options)));
+        }
+        Ok(plan)
+    }
+
+    /// What a picture of `request` takes and how it is going to be made: which blocks stay in memory, whether it is decoded in
+    /// tiles. [`Plan::shortfall`] tells if it cannot be made.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), flux::Error> {
+    /// # let files = flux::model::ModelSpec::default().find(&flux::model::SearchPaths::default())?;
+    /// use flux::{LoadOptions, Pipeline};
+    ///
+    /// let options = LoadOptions { memory_limit: Some(8 << 30), ..LoadOptions::default() };
+    /// let pipeline = Pipeline::load(files, &options, &mut ())?;
+    /// let plan = pipeline.plan(&pipeline.request("a red apple"))?;
+    /// println!("{} bytes at the most", plan.peak_bytes());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// If a file cannot be used.
+    pub fn plan(&self, request: &Request) -> Result<Plan> {
+        plan::plan(&self.files, size(request), &self.options)
     }
 
     /// How a picture of `request` with this seed is made, for its metadata.
     pub fn provenance(&self, request: &Request, seed: u64) -> Provenance {
         Provenance {
             software: concat!("darkroom ", env!("CARGO_PKG_VERSION")).into(),
-            model: self.name.clone(),
+            model: self.files.name.clone(),
             prompt: Some(request.prompt.clone()),
             negative_prompt: request.negative_prompt.clone().filter(|_| request.uses_true_cfg()),
             width: request.width,
@@ -267,15 +321,18 @@ impl Pipeline {
         watch: &mut dyn Watch,
         done: &mut dyn FnMut(Generated) -> ControlFlow<()>,
     ) -> Result<()> {
-        self.check(request)?;
+        let plan = self.checked(request)?;
+        watch.event(Event::Planned(&plan));
         let prompt = self.safety.screen(&request.prompt)?;
         let negative = self.safety.screen(request.negative_prompt.as_deref().unwrap_or(""))?;
 
         watch.event(Event::Encoding);
         let start = Instant::now();
-        let positive = self.encode(&prompt, request.t5_length, watch)?;
+        let positive = self.encode(&prompt, request.t5_length, &plan, watch)?;
         let negative =
-            if request.uses_true_cfg() { Some(self.encode(&negative, request.t5_length, watch)?) } else { None };
+            if request.uses_true_cfg() { Some(self.encode(&negative, request.t5_length, &plan, watch)?) } else { None };
+        self.t5.layout().release();
+        self.backend.release_idle();
         let encode = start.elapsed().as_secs_f64();
 
         let latent_size = self.latent_size(request);
@@ -289,18 +346,29 @@ impl Pipeline {
             let guided = Guided {
                 condition: positive.with(request.guidance, &rope),
                 negative: negative.as_ref().map(|text| (text.with(request.guidance, &rope), request.true_cfg)),
+                resident_blocks: plan.part("transformer").map_or(0, |part| part.resident_blocks),
             };
             let preview = |latents: &Latents| {
+                // Where the transformer has to make room for the decoder, there is none for a preview's.
+                if !plan.keeps_transformer && self.previewer.decodes() {
+                    return None;
+                }
                 let whole = self.previewer.render(latents, &self.vae, &self.backend)?;
                 Some(self.crop(&whole, request))
             };
             let start = Instant::now();
             let latents = denoise(&self.transformer, &noise, &sigmas, &guided, picture, &preview, watch)?;
             let denoise = start.elapsed().as_secs_f64();
+            if !plan.keeps_transformer {
+                self.transformer.layout().release();
+            }
+            self.backend.release_idle();
 
             watch.event(Event::Decoding { picture });
             let start = Instant::now();
-            let decoded = self.decode(&latents, request, watch)?;
+            let decoded = self.decode(&latents, request, &plan, watch)?;
+            self.vae_extent.release();
+            self.backend.release_idle();
             let reviewed = self.safety.review(decoded)?;
             let decode = start.elapsed().as_secs_f64();
             let seconds = Seconds { encode, denoise, decode };
@@ -312,7 +380,13 @@ impl Pipeline {
         Ok(())
     }
 
-    fn encode(&self, prompt: &Screened<&str>, t5_length: usize, watch: &dyn Watch) -> Result<Conditioning> {
+    fn encode(
+        &self,
+        prompt: &Screened<&str>,
+        t5_length: usize,
+        plan: &Plan,
+        watch: &dyn Watch,
+    ) -> Result<Conditioning> {
         let longest = self.clip.config().max_position_embeddings;
         let clip_length = self.clip_tokenizer.model_max_length().map_or(longest, |length| length.min(longest));
         if clip_length < 2 {
@@ -324,7 +398,14 @@ impl Pipeline {
         check_ids("CLIP", &clip_ids, self.clip.config().vocab_size)?;
         check_ids("T5", &t5_ids, self.t5.config().vocab_size)?;
         let pooled = self.clip.forward(&self.backend, &clip_ids).pooled;
-        let txt = self.t5.forward(&self.backend, &t5_ids, &mut |_, _| watch::check(watch))?;
+        self.clip_extent.release();
+        self.backend.release_idle();
+        let stream = Stream::new(self.t5.layout(), plan.part("t5").map_or(0, |part| part.resident_blocks));
+        stream.begin();
+        let txt = self.t5.forward(&self.backend, &t5_ids, &mut |block, _| {
+            stream.done(block);
+            watch::check(watch)
+        })?;
         Ok(Conditioning { txt, pooled })
     }
 
@@ -335,16 +416,13 @@ impl Pipeline {
         [config.latent_channels, cover(request.height), cover(request.width)]
     }
 
-    fn decode(&self, latents: &Latents, request: &Request, watch: &dyn Watch) -> Result<Rgb8> {
-        /// Above it the whole picture's activations take several gigabytes.
-        const TILED_FROM: u64 = 2048 * 1024;
+    fn decode(&self, latents: &Latents, request: &Request, plan: &Plan, watch: &dyn Watch) -> Result<Rgb8> {
         if latents.values.iter().any(|v| !v.is_finite()) {
             return Err(self.degenerate("the latents are not numbers"));
         }
-        let tiled = request.vae_tiling.unwrap_or(u64::from(request.width) * u64::from(request.height) > TILED_FROM);
         let mut between_levels = || watch::check(watch);
         let z = latents.channels_last(&self.backend);
-        let picture = if tiled {
+        let picture = if plan.tiled {
             Tiling::of(&self.vae).decode(&self.vae, &z, &mut between_levels)?
         } else {
             self.vae.decode(&z, &mut between_levels)?
@@ -377,6 +455,18 @@ impl Pipeline {
             }
         };
         Error::Degenerate(format!("{what}; nothing was saved; hint: {hint}"))
+    }
+}
+
+/// What of a request decides about memory and work.
+fn size(request: &Request) -> Size {
+    Size {
+        width: request.width,
+        height: request.height,
+        t5_length: request.t5_length,
+        steps: request.steps,
+        true_cfg: request.uses_true_cfg(),
+        vae_tiling: request.vae_tiling,
     }
 }
 

@@ -1,66 +1,155 @@
-//! What a picture would take, computed from shapes alone: bytes of each part, the most memory, the work of a step.
+//! What a picture takes, computed from shapes alone: work, and memory phase by phase under a limit.
 //!
-//! Runs the model itself on the [`tensor::dry_run`] backend, so that a plan cannot drift away from the model.
+//! Runs the model itself on the [`tensor::dry_run`] backend, so that a plan cannot drift away from the model. [`Pipeline`]
+//! generates by the same plan: which blocks stay, whether the transformer makes room for the autoencoder.
+//!
+//! [`Pipeline`]: crate::Pipeline
 
 use std::sync::Arc;
 
 use tensor::{
-    Backend, DType, Precision, Tensor,
+    Backend, DType, Device, Precision, Shape, Tensor,
     dry_run::{DryRun, Work},
 };
 
 use crate::{
-    error::Result,
+    denoise::{Guided, denoise},
+    error::{Error, Result},
+    latents::Latents,
+    memory::{self, Layout},
     model::ModelFiles,
+    pipeline::LoadOptions,
     text::{
         clip::{Clip, ClipConfig},
         t5::{T5, T5Config},
     },
     transformer::{Condition, Flux, FluxConfig, Rope},
-    vae::{Decoder, VaeConfig},
+    vae::{Decoder, VaeConfig, tiling::Tiling},
     weights::Weights,
 };
+
+/// The program itself, with the tables of both tokenizers, bytes. Measured: 38 to 47 MB with two threads.
+const PROGRAM: u64 = 44 << 20;
+
+/// Scratch memory and stack of a thread, bytes.
+const THREAD: u64 = 4 << 20;
+
+/// Above so many pixels a picture is decoded in tiles unless its request says otherwise: its activations take several gigabytes.
+pub(crate) const TILED_FROM: u64 = 2048 * 1024;
 
 /// What a model and a size take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// In the order a picture needs them.
+    /// In the order a picture needs them: `clip_l`, `t5`, `transformer`, `vae`.
     pub parts: Vec<PartPlan>,
     /// Tokens of text and picture that attend to each other.
     pub tokens: usize,
+    /// Steps of one picture.
+    pub steps: u32,
     /// Evaluations of the transformer for one picture.
     pub evaluations: u32,
+    /// The arithmetic of the transformer.
+    pub precision: Precision,
+    /// The most memory that may be used, bytes; `None` where nobody says.
+    pub limit: Option<u64>,
+    /// The program, its tables and its threads, bytes: there all the time.
+    pub overhead_bytes: u64,
+    /// Whether the transformer's weights stay in memory while the picture is decoded.
+    pub keeps_transformer: bool,
+    /// Whether the picture is decoded in tiles.
+    pub tiled: bool,
 }
 
 /// What a part takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartPlan {
-    /// `clip_l`, `t5`, `transformer` (one evaluation), `vae`.
+    /// `clip_l`, `t5`, `transformer` (one step), `vae`.
     pub name: &'static str,
     /// Numbers in it.
     pub parameters: u64,
     /// Bytes of its weights, which stay in the mapped file.
     pub weight_bytes: u64,
-    /// Work and activations of one run.
+    /// Of these, bytes of each block in the order of use; the rest is in no block.
+    pub blocks: Vec<u64>,
+    /// How many blocks stay in memory; the others are given back as soon as they were used.
+    pub resident_blocks: usize,
+    /// Work of one run, and what lives while it runs: activations and operands in the kernels' own order.
     pub work: Work,
 }
 
-impl Plan {
-    /// The most memory at one time: the largest of each part's weights and activations, parts used one after the other.
-    pub fn peak_bytes(&self) -> u64 {
-        self.parts.iter().map(|p| p.weight_bytes + p.work.peak_bytes).max().unwrap_or(0)
+impl PartPlan {
+    /// The most bytes of weights that are in memory at one time.
+    pub fn resident_bytes(&self) -> u64 {
+        let (resident, streamed) = self.blocks.split_at(self.resident_blocks);
+        self.fixed_bytes() + resident.iter().sum::<u64>() + streamed.iter().max().unwrap_or(&0)
     }
 
-    /// All weights and the largest activations: the most if nothing is given back.
-    pub fn resident_bytes(&self) -> u64 {
-        let weights: u64 = self.parts.iter().map(|p| p.weight_bytes).sum();
-        weights + self.parts.iter().map(|p| p.work.peak_bytes).max().unwrap_or(0)
+    /// Bytes that are read again at every run.
+    pub fn streamed_bytes(&self) -> u64 {
+        self.blocks[self.resident_blocks..].iter().sum()
+    }
+
+    /// The most memory while it runs, beside the program.
+    pub fn peak_bytes(&self) -> u64 {
+        self.resident_bytes() + self.work.peak_bytes
+    }
+
+    fn fixed_bytes(&self) -> u64 {
+        self.weight_bytes - self.blocks.iter().sum::<u64>()
+    }
+
+    /// Keeps as many blocks as fit into `bytes` beside the largest of the others; `false` if not even that one fits.
+    fn keep_within(&mut self, bytes: u64) -> bool {
+        let fits = |part: &Self| part.peak_bytes() <= bytes;
+        self.resident_blocks = self.blocks.len();
+        while !fits(self) && self.resident_blocks > 0 {
+            self.resident_blocks -= 1;
+        }
+        fits(self)
+    }
+}
+
+impl Plan {
+    /// The most memory at one time: a promise, if nothing else in the process takes any.
+    pub fn peak_bytes(&self) -> u64 {
+        let kept =
+            if self.keeps_transformer { self.part("transformer").map_or(0, PartPlan::resident_bytes) } else { 0 };
+        let of = |part: &PartPlan| part.peak_bytes() + if part.name == "vae" { kept } else { 0 };
+        self.overhead_bytes + self.parts.iter().map(of).max().unwrap_or(0)
+    }
+
+    /// The least memory with which the same picture can be made: blocks come one by one.
+    pub fn least_bytes(&self) -> u64 {
+        let streamed = |part: &PartPlan| PartPlan { resident_blocks: 0, ..part.clone() }.peak_bytes();
+        self.overhead_bytes + self.parts.iter().map(streamed).max().unwrap_or(0)
+    }
+
+    /// Bytes that are missing under the limit, if any are.
+    pub fn shortfall(&self) -> Option<u64> {
+        self.least_bytes().checked_sub(self.limit?).filter(|&missing| missing > 0)
     }
 
     /// Arithmetic of a whole picture, FLOP.
     pub fn flop(&self) -> u64 {
-        let times = |p: &PartPlan| if p.name == "transformer" { u64::from(self.evaluations) } else { 1 };
+        let times = |p: &PartPlan| if p.name == "transformer" { u64::from(self.steps) } else { 1 };
         self.parts.iter().map(|p| times(p) * p.work.flop()).sum()
+    }
+
+    /// A part by its name.
+    pub fn part(&self, name: &str) -> Option<&PartPlan> {
+        self.parts.iter().find(|part| part.name == name)
+    }
+
+    /// Decides what stays in memory under the limit.
+    fn fit(&mut self) {
+        let Some(limit) = self.limit else { return };
+        let share = limit.saturating_sub(self.overhead_bytes);
+        for part in &mut self.parts {
+            part.keep_within(share);
+        }
+        if self.peak_bytes() > limit {
+            self.keeps_transformer = false;
+        }
     }
 }
 
@@ -73,11 +162,16 @@ pub struct Size {
     pub height: u32,
     /// T5 tokens.
     pub t5_length: usize,
-    /// Evaluations of the transformer: steps, twice that with classifier-free guidance.
-    pub evaluations: u32,
+    /// Steps.
+    pub steps: u32,
+    /// With classifier-free guidance: two evaluations a step.
+    pub true_cfg: bool,
+    /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels and where it does not fit otherwise.
+    pub vae_tiling: Option<bool>,
 }
 
 /// Sizes of all parts.
+#[derive(Clone)]
 struct Configs {
     clip: ClipConfig,
     t5: T5Config,
@@ -87,88 +181,234 @@ struct Configs {
 
 /// Plans with a model's own files; only their headers are read.
 ///
+/// ```
+/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Size}};
+///
+/// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
+/// let size = Size { width: 96, height: 96, t5_length: 64, steps: 4, true_cfg: false, vae_tiling: None };
+/// let options = LoadOptions { memory_limit: Some(1 << 30), ..LoadOptions::default() };
+/// let plan = plan::plan(&files, size, &options)?;
+/// assert!(plan.shortfall().is_none() && plan.peak_bytes() < 1 << 30);
+/// # Ok::<(), flux::Error>(())
+/// ```
+///
 /// # Errors
 /// If a file cannot be used.
-pub fn plan(files: &ModelFiles, size: Size) -> Result<Plan> {
+pub fn plan(files: &ModelFiles, size: Size, options: &LoadOptions) -> Result<Plan> {
     let configs = Configs {
         clip: files.clip_l.clip_config()?,
         t5: files.t5.t5_config()?,
         flux: files.transformer.flux_config()?,
         vae: files.vae.vae_config()?,
     };
+    let precision = options.precision.unwrap_or_else(|| files.auto_precision());
     let weights = |backend: &Arc<dyn Backend>| {
-        [&files.clip_l, &files.t5, &files.transformer, &files.vae].map(|part| part.weights(backend, Precision::F32))
+        let part = |part: &crate::model::Part, precision| part.weights(backend, precision);
+        let gentle = precision.without_int8();
+        [
+            part(&files.clip_l, gentle),
+            part(&files.t5, gentle),
+            part(&files.transformer, precision),
+            part(&files.vae, gentle),
+        ]
     };
-    run(configs, weights, size)
+    run(&configs, weights, size, precision, options)
 }
 
 /// Plans FLUX.1 \[dev\], Krea \[dev\] (or schnell, without guidance) with weights of this format, from no files at all.
 ///
 /// # Errors
 /// None that depend on the caller.
-pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size) -> Result<Plan> {
+pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size, options: &LoadOptions) -> Result<Plan> {
     let configs = Configs {
         clip: ClipConfig::large(),
         t5: T5Config::xxl(),
         flux: FluxConfig { guidance_embed, ..FluxConfig::dev() },
         vae: VaeConfig::flux(),
     };
+    let auto = if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 };
+    let precision = options.precision.unwrap_or(auto);
+    let gentle = precision.without_int8();
     // The published autoencoder is f32.
-    let dtypes = [dtype, dtype, dtype, DType::F32];
-    run(configs, |backend| dtypes.map(|dtype| Weights::planned(dtype, backend.clone(), Precision::F32)), size)
+    let parts = [(dtype, gentle), (dtype, gentle), (dtype, precision), (DType::F32, gentle)];
+    let weights = |backend: &Arc<dyn Backend>| {
+        parts.map(|(dtype, precision)| Weights::planned(dtype, backend.clone(), precision))
+    };
+    run(&configs, weights, size, precision, options)
 }
 
-fn run(configs: Configs, weights: impl Fn(&Arc<dyn Backend>) -> [Weights; 4], size: Size) -> Result<Plan> {
+fn run(
+    configs: &Configs,
+    weights: impl Fn(&Arc<dyn Backend>) -> [Weights; 4],
+    size: Size,
+    precision: Precision,
+    options: &LoadOptions,
+) -> Result<Plan> {
+    let tiled = size.vae_tiling.unwrap_or(u64::from(size.width) * u64::from(size.height) > TILED_FROM);
+    let mut plan = run_decoding(configs, &weights, size, precision, options, tiled)?;
+    if !tiled && size.vae_tiling.is_none() && plan.shortfall().is_some() {
+        let in_tiles = run_decoding(configs, &weights, size, precision, options, true)?;
+        if in_tiles.least_bytes() < plan.least_bytes() {
+            plan = in_tiles;
+        }
+    }
+    Ok(plan)
+}
+
+fn run_decoding(
+    configs: &Configs,
+    weights: &impl Fn(&Arc<dyn Backend>) -> [Weights; 4],
+    size: Size,
+    precision: Precision,
+    options: &LoadOptions,
+    tiled: bool,
+) -> Result<Plan> {
+    let configs = configs.clone();
     let counter = DryRun::new();
     let backend: Arc<dyn Backend> = counter.clone();
     let [clip_weights, t5_weights, flux_weights, vae_weights] = weights(&backend);
+    let clip_length = configs.clip.max_position_embeddings;
+    let (latent_channels, factor) = (configs.vae.latent_channels, configs.vae.factor());
+    let grid = [size.height, size.width].map(|side| (side as usize).div_ceil(2 * factor));
+    let [rows, columns] = grid;
+
+    // As in a pipeline: all parts are loaded, which puts their small tensors into memory, before the first one runs.
+    let clip = Clip::load(configs.clip, &clip_weights)?;
+    let t5 = T5::load(configs.t5, &t5_weights)?;
+    let flux = Flux::load(configs.flux, &flux_weights)?;
+    let vae = Decoder::load(configs.vae, &vae_weights)?;
+    let whole = |weights: &Weights| Layout { fixed: weights.extent(), blocks: Vec::new() };
+    let layouts = [whole(&clip_weights), t5.layout().clone(), flux.layout().clone(), whole(&vae_weights)];
+
     let mut parts = Vec::new();
-    let mut measure = |name, weights: &Weights, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
+    let mut measure = |name, weights: &Weights, layout: &Layout, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
         counter.reset();
         work()?;
-        let (parameters, weight_bytes) = (weights.parameters_taken(), weights.bytes_taken());
-        parts.push(PartPlan { name, parameters, weight_bytes, work: counter.report() });
+        parts.push(PartPlan {
+            name,
+            parameters: weights.parameters_taken(),
+            weight_bytes: weights.bytes_taken(),
+            blocks: layout.blocks.iter().map(memory::Extent::bytes).collect(),
+            resident_blocks: layout.blocks.len(),
+            work: counter.report(),
+        });
         Ok(())
     };
-    let clip_length = configs.clip.max_position_embeddings;
-    let clip = Clip::load(configs.clip, &clip_weights)?;
-    measure("clip_l", &clip_weights, &mut || {
+    measure("clip_l", &clip_weights, &layouts[0], &mut || {
         clip.forward(&backend, &vec![0; clip_length]);
         Ok(())
     })?;
-    let t5 = T5::load(configs.t5, &t5_weights)?;
-    measure("t5", &t5_weights, &mut || t5.forward(&backend, &vec![0; size.t5_length], &mut |_, _| Ok(())).map(drop))?;
-
-    let packed = 2 * configs.vae.factor();
-    let grid = [size.height, size.width].map(|side| (side as usize).div_ceil(packed));
-    let [rows, columns] = grid;
-    let zeros =
-        |shape: &[usize]| Tensor::from_vec(&backend, tensor::Shape::new(shape), vec![0.0; shape.iter().product()]);
-    let config = configs.flux;
-    let txt = zeros(&[size.t5_length, config.context_in_dim]);
-    let pooled = zeros(&[1, config.vec_in_dim]);
-    let img = zeros(&[rows * columns, config.in_channels]);
-    let rope = Rope::new(&backend, &vec![[0.0; 3]; size.t5_length + rows * columns], config.axes_dim, config.theta);
-    let flux = Flux::load(config, &flux_weights)?;
-    measure("transformer", &flux_weights, &mut || {
-        let condition = Condition { txt: &txt, pooled: &pooled, guidance: 1.0, rope: &rope };
-        flux.forward(&img, 1.0, condition, &mut |_, _| Ok(())).map(drop)
+    measure("t5", &t5_weights, &layouts[1], &mut || {
+        t5.forward(&backend, &vec![0; size.t5_length], &mut |_, _| Ok(())).map(drop)
     })?;
-    let latents = zeros(&[2 * rows, 2 * columns, configs.vae.latent_channels]);
-    let vae = Decoder::load(configs.vae, &vae_weights)?;
-    measure("vae", &vae_weights, &mut || vae.decode(&latents, &mut || Ok(())).map(drop))?;
-    Ok(Plan { parts, tokens: size.t5_length + rows * columns, evaluations: size.evaluations })
+
+    let zeros = |shape: &[usize]| Tensor::from_vec(&backend, Shape::new(shape), vec![0.0; shape.iter().product()]);
+    let config = flux.config();
+    let rope = Rope::text_to_image(&backend, size.t5_length, grid, config.axes_dim, config.theta);
+    let prompt = || (zeros(&[size.t5_length, config.context_in_dim]), zeros(&[1, config.vec_in_dim]));
+    let prompts: Vec<_> = (0..if size.true_cfg { 2 } else { 1 }).map(|_| prompt()).collect();
+    let condition = |(txt, pooled)| Condition { txt, pooled, guidance: 1.0, rope: &rope };
+    let mut conditions = prompts.iter().map(|(txt, pooled)| condition((txt, pooled)));
+    let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
+    let guided = Guided {
+        condition: positive,
+        negative: conditions.next().map(|negative| (negative, 2.0)),
+        resident_blocks: layouts[2].blocks.len(),
+    };
+    let count = latent_channels * 4 * rows * columns;
+    let noise = Latents { channels: latent_channels, height: 2 * rows, width: 2 * columns, values: vec![0.0; count] };
+    measure("transformer", &flux_weights, &layouts[2], &mut || {
+        denoise(&flux, &noise, &[1.0, 0.0], &guided, 0, &|_| None, &mut ()).map(drop)
+    })?;
+    measure("vae", &vae_weights, &layouts[3], &mut || {
+        let tiling = Tiling::of(&vae);
+        let [height, width] = [2 * rows, 2 * columns].map(|side| if tiled { side.min(tiling.tile) } else { side });
+        let tile = zeros(&[height, width, latent_channels]);
+        vae.decode(&tile, &mut || Ok(())).map(drop)
+    })?;
+    if tiled && let Some(vae) = parts.last_mut() {
+        // The whole picture and two rows of tiles, f32.
+        vae.work.peak_bytes += 4 * 3 * (4 * rows * columns * factor * factor) as u64 * 3;
+    }
+
+    let threads = match options.device {
+        Device::Cpu { threads } => {
+            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        }
+        Device::Reference | Device::DryRun => 1,
+    };
+    let pinned: u64 = layouts.iter().map(Layout::pinned_bytes).sum();
+    let mut plan = Plan {
+        parts,
+        tokens: size.t5_length + rows * columns,
+        steps: size.steps,
+        evaluations: size.steps * if size.true_cfg { 2 } else { 1 },
+        precision,
+        limit: options.memory_limit.or_else(memory::available),
+        overhead_bytes: PROGRAM + THREAD * threads as u64 + pinned,
+        keeps_transformer: true,
+        tiled,
+    };
+    plan.fit();
+    Ok(plan)
+}
+
+/// The refusal of a job that does not fit, with what would. `at` plans another size.
+pub(crate) fn refuse(plan: &Plan, size: Size, at: impl Fn(Size) -> Result<Plan>) -> Error {
+    let (Some(missing), Some(limit)) = (plan.shortfall(), plan.limit) else {
+        return Error::asked("memory_limit", "is enough");
+    };
+    let smaller = [0.875, 0.75, 0.625, 0.5, 0.375, 0.25].map(|scale| {
+        let side = |side: u32| ((f64::from(side) * scale / 16.0) as u32).max(1) * 16;
+        Size { width: side(size.width), height: side(size.height), ..size }
+    });
+    let fitting = smaller.into_iter().find(|&smaller| at(smaller).is_ok_and(|plan| plan.shortfall().is_none()));
+    let largest = plan.parts.iter().max_by_key(|part| PartPlan { resident_blocks: 0, ..(*part).clone() }.peak_bytes());
+    let mut hints = vec![format!("--memory-limit {}", shown(plan.least_bytes()))];
+    if let Some(Size { width, height, .. }) = fitting {
+        hints.push(format!("a picture of {width}×{height}"));
+    }
+    match largest {
+        Some(part) if part.name == "vae" && size.vae_tiling == Some(false) => hints.push("--vae-tiling on".into()),
+        Some(part) if part.name == "t5" => hints.push("a smaller --t5-length, or T5 in a smaller format".into()),
+        Some(part) if part.name == "transformer" => hints.push("the transformer in a smaller format".into()),
+        _ => {}
+    }
+    let problem = format!(
+        "{}×{} pixels take {} while the {} works, {} more than the {} there are; hint: {}",
+        size.width,
+        size.height,
+        shown(plan.least_bytes()),
+        largest.map_or("model", |part| part.name),
+        shown(missing),
+        shown(limit),
+        hints.join(", or ")
+    );
+    Error::asked("memory_limit", problem)
+}
+
+/// `1.25GB`, rounded up so that it may be asked for.
+fn shown(bytes: u64) -> String {
+    let (unit, name) = if bytes >= 1_000_000_000 { (1e9, "GB") } else { (1e6, "MB") };
+    format!("{}{name}", (bytes as f64 / unit * 100.0).ceil() / 100.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const SIZE: Size = Size { width: 1024, height: 1024, t5_length: 512, steps: 28, true_cfg: false, vae_tiling: None };
+
+    fn limited(dtype: DType, size: Size, limit: u64) -> Plan {
+        let device = Device::Cpu { threads: Some(2) };
+        let options = LoadOptions { memory_limit: Some(limit), device, ..LoadOptions::default() };
+        plan_flux1(true, dtype, size, &options).unwrap()
+    }
+
     /// The 12-billion-parameter model's shapes, checked without its weights.
     #[test]
     fn the_real_configuration() {
-        let size = Size { width: 1024, height: 1024, t5_length: 512, evaluations: 28 };
-        let plan = plan_flux1(true, DType::BF16, size).unwrap();
+        let plan = limited(DType::BF16, SIZE, 100_000_000_000);
         let parameters: Vec<u64> = plan.parts.iter().map(|p| p.parameters).collect();
         assert_eq!(parameters[1..3], [4_762_310_656, 11_901_408_320]);
         let transformer = &plan.parts[2];
@@ -176,5 +416,36 @@ mod tests {
         let tflop = transformer.work.flop() as f64 / 1e12;
         assert!((74.3..74.6).contains(&tflop), "{tflop} TFLOP a step");
         assert_eq!(plan.tokens, 4608);
+        assert!(plan.keeps_transformer && !plan.tiled && plan.shortfall().is_none());
+        assert!(plan.parts.iter().all(|part| part.streamed_bytes() == 0));
+    }
+
+    #[test]
+    fn a_limit_keeps_as_many_blocks_as_fit() {
+        let size = Size { width: 512, height: 512, ..SIZE };
+        let mut kept = Vec::new();
+        for limit in [8, 12, 16, 24, 32] {
+            let limit = limit * 1_000_000_000;
+            let plan = limited(DType::BF16, size, limit);
+            assert!(plan.peak_bytes() <= limit, "{} of {limit}", plan.peak_bytes());
+            let transformer = plan.part("transformer").unwrap();
+            // One block more would not fit.
+            let room = limit - plan.overhead_bytes - transformer.peak_bytes();
+            assert!(transformer.streamed_bytes() == 0 || room < *transformer.blocks.iter().max().unwrap(), "{room}");
+            kept.push(transformer.resident_blocks);
+        }
+        assert!(kept.is_sorted() && kept[0] < kept[1] && kept[4] == 57, "{kept:?}");
+    }
+
+    #[test]
+    fn a_job_that_cannot_fit_is_told_what_would() {
+        let size = Size { vae_tiling: Some(false), ..SIZE };
+        let limit = 2_000_000_000;
+        let plan = limited(DType::BF16, size, limit);
+        assert!(plan.shortfall().is_some_and(|missing| missing == plan.least_bytes() - limit));
+        let error = refuse(&plan, size, |size| Ok(limited(DType::BF16, size, limit))).to_string();
+        for word in ["memory_limit: 1024×1024", "vae", "2GB", "--memory-limit", "a picture of", "--vae-tiling on"] {
+            assert!(error.contains(word), "{error}");
+        }
     }
 }

@@ -24,6 +24,11 @@ pub(crate) enum Previewer {
 }
 
 impl Previewer {
+    /// Whether a preview takes as much memory as a picture.
+    pub(crate) fn decodes(&self) -> bool {
+        matches!(self, Self::Tiny(_) | Self::Own)
+    }
+
     /// A preview of model-space latents.
     pub(crate) fn render(&self, latents: &Latents, vae: &Decoder, backend: &Arc<dyn Backend>) -> Option<Rgb8> {
         match self {

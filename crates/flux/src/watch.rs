@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, Result},
     pixels::Rgb8,
+    plan::Plan,
 };
 
 /// What is going on.
@@ -11,6 +12,8 @@ use crate::{
 pub enum Event<'a> {
     /// A part's weights are being found and checked: `clip_l`, `t5`, `transformer`, `vae`.
     Loading(&'static str),
+    /// The work begins, and this is what it is going to take.
+    Planned(&'a Plan),
     /// The prompt is being read.
     Encoding,
     /// A step is done.

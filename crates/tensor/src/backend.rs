@@ -96,6 +96,9 @@ pub trait Backend: Any + Debug + Send + Sync {
     /// Gives the values back, row-major.
     fn download(&self, x: &Tensor) -> Vec<f32>;
 
+    /// Lets go of memory that is kept for operations to come: the next phase has other shapes.
+    fn release_idle(&self) {}
+
     // ── required ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     /// `y = x·Wᵀ + bias`: `x [.., in]`, `weight [out, in]`, `bias [out]` → `[.., out]`.

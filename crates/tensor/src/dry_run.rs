@@ -1,11 +1,15 @@
 //! Computes nothing: counts the arithmetic and the memory that a model would take.
 //!
 //! Runs the real configuration without its weights ([`Bytes::Absent`](crate::Bytes)), in milliseconds. Bytes are those of
-//! activations, as the [`cpu`](crate::cpu) backend keeps them: views and slices of a tensor's whole axis cost nothing.
+//! activations and of operands in the kernels' own order, as the [`cpu`](crate::cpu) backend keeps them with the best vector
+//! extension of this machine: views and slices of a tensor's whole axis cost nothing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::{Backend, Binary, Buffer, Mask, Padding, Shape, Tensor, Unary, Weight};
+use crate::{
+    Backend, Binary, Buffer, Mask, Padding, Shape, Tensor, Unary, Weight,
+    cpu::{Footprint, Level},
+};
 
 /// What was counted. A multiplication and the addition that follows it are two FLOP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,9 +36,10 @@ impl Work {
 }
 
 /// The backend that counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DryRun {
     ledger: Arc<Ledger>,
+    kernels: Footprint,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +66,15 @@ impl Drop for Counted {
 impl DryRun {
     /// A backend that has counted nothing yet.
     pub fn new() -> Arc<Self> {
-        Arc::default()
+        Self::with_level(Level::best())
+    }
+
+    /// One that counts what the kernels of a certain vector extension take.
+    ///
+    /// # Panics
+    /// If the machine lacks it: ask [`Level::is_available`].
+    pub fn with_level(level: Level) -> Arc<Self> {
+        Arc::new(Self { ledger: Arc::default(), kernels: Footprint::new(level) })
     }
 
     /// What was counted since the start or the last [`DryRun::reset`].
@@ -83,6 +96,12 @@ impl DryRun {
         work.peak_bytes = work.peak_bytes.max(work.live_bytes);
         drop(work);
         Arc::new(Counted { bytes, ledger: self.ledger.clone() })
+    }
+
+    /// Elements that an operation takes beside its result, which is there already, and gives back.
+    fn beside(&self, elements: usize) {
+        let mut work = self.ledger.work();
+        work.peak_bytes = work.peak_bytes.max(work.live_bytes + 4 * elements as u64);
     }
 
     fn moved(&self, x: &Tensor, shape: impl Into<Shape>) -> Tensor {
@@ -117,6 +136,7 @@ impl Backend for DryRun {
 
     fn linear(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>) -> Tensor {
         let y = self.moved(x, x.shape().with_last(weight.out_features()));
+        self.beside(self.kernels.linear(x.shape().rows(), weight));
         self.ledger.work().linear_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
         y
     }
@@ -130,6 +150,7 @@ impl Backend for DryRun {
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
         let y = self.moved(x, padding.output(x.shape(), weight.shape(), stride));
+        self.beside(self.kernels.conv2d(weight));
         self.ledger.work().conv_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
         y
     }
@@ -226,10 +247,11 @@ mod tests {
         assert_eq!(x.linear(&weight, None).shape(), [0, 12288].into());
         let x = dry.clone().upload([4608, 3072].into(), Vec::new());
         dry.reset();
+        let packed = 4 * 4608 * 3072 / if Level::best() == Level::Avx512Bf16 { 2 } else { 1 };
         let y = x.linear_unary(&weight, None, Unary::GeluTanh).slice(1, 0, 64).slice(1, 0, 64);
         let work = dry.report();
         assert_eq!(work.linear_flop, 2 * 4608 * 3072 * 12288);
-        assert_eq!(work.peak_bytes, 4 * 4608 * (3072 + 12288 + 64));
+        assert_eq!(work.peak_bytes, 4 * 4608 * (3072 + 12288) + packed);
         assert_eq!(work.live_bytes, 4 * 4608 * (3072 + 64));
         drop((x, y));
         assert_eq!(dry.report().live_bytes, 0);

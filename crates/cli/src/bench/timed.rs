@@ -77,6 +77,10 @@ impl Backend for Timed {
         self.inner.name()
     }
 
+    fn release_idle(&self) {
+        self.inner.release_idle();
+    }
+
     fn computes(&self) -> bool {
         self.inner.computes()
     }

@@ -9,6 +9,7 @@ use tensor::{Backend, Mask, Tensor, Unary, Weight};
 
 use crate::{
     error::{Error, Result},
+    memory::Layout,
     weights::Weights,
 };
 
@@ -178,6 +179,7 @@ pub struct T5 {
     relative_attention_bias: Weight,
     block: Vec<Block>,
     final_layer_norm: Tensor,
+    layout: Layout,
 }
 
 impl T5 {
@@ -186,19 +188,29 @@ impl T5 {
     /// # Errors
     /// If a tensor is missing or of another size.
     pub fn load(config: T5Config, weights: &Weights) -> Result<Self> {
-        Ok(Self {
+        let mut t5 = Self {
             shared: weights.matrix(token_table(weights), config.vocab_size, config.d_model)?,
             relative_attention_bias: weights.matrix(
                 "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
                 config.relative_attention_num_buckets,
                 config.num_heads,
             )?,
-            block: (0..config.num_layers)
-                .map(|i| Block::load(&format!("encoder.block.{i}"), &config, weights))
-                .collect::<Result<_>>()?,
+            block: Vec::new(),
             final_layer_norm: weights.vector("encoder.final_layer_norm.weight", config.d_model)?,
+            layout: Layout::default(),
             config,
-        })
+        };
+        t5.layout.fixed = weights.extent();
+        for i in 0..t5.config.num_layers {
+            t5.block.push(Block::load(&format!("encoder.block.{i}"), &t5.config, weights)?);
+            t5.layout.blocks.push(weights.extent());
+        }
+        Ok(t5)
+    }
+
+    /// Where its weights lie.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     /// The sizes.

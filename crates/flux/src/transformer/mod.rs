@@ -19,7 +19,7 @@ pub use self::{
     config::FluxConfig,
     embed::{Rope, sinusoid},
 };
-use crate::{error::Result, nn::Linear, weights::Weights};
+use crate::{error::Result, memory::Layout, nn::Linear, weights::Weights};
 
 /// A FLUX.1 transformer.
 #[derive(Debug)]
@@ -34,6 +34,7 @@ pub struct Flux {
     double_blocks: Vec<DoubleStreamBlock>,
     single_blocks: Vec<SingleStreamBlock>,
     final_layer: LastLayer,
+    layout: Layout,
 }
 
 /// What one evaluation of the transformer is conditioned on.
@@ -89,7 +90,7 @@ impl Flux {
     /// If a tensor is missing or of another size than `config` asks for.
     pub fn load(config: FluxConfig, weights: &Weights) -> Result<Self> {
         let d = config.hidden_size();
-        Ok(Self {
+        let mut flux = Self {
             precision: weights.precision(),
             img_in: weights.linear("img_in", d, config.in_channels)?.sensitive(),
             txt_in: weights.linear("txt_in", d, config.context_in_dim)?.sensitive(),
@@ -100,15 +101,36 @@ impl Flux {
             } else {
                 None
             },
-            double_blocks: (0..config.depth)
-                .map(|i| DoubleStreamBlock::load(&format!("double_blocks.{i}"), &config, weights))
-                .collect::<Result<_>>()?,
-            single_blocks: (0..config.depth_single_blocks)
-                .map(|i| SingleStreamBlock::load(&format!("single_blocks.{i}"), &config, weights))
-                .collect::<Result<_>>()?,
             final_layer: LastLayer::load("final_layer", &config, weights)?,
+            double_blocks: Vec::new(),
+            single_blocks: Vec::new(),
+            layout: Layout::default(),
             config,
-        })
+        };
+        flux.layout.fixed = weights.extent();
+        for i in 0..flux.config.depth {
+            flux.double_blocks.push(DoubleStreamBlock::load(&format!("double_blocks.{i}"), &flux.config, weights)?);
+            flux.layout.blocks.push(weights.extent());
+        }
+        for i in 0..flux.config.depth_single_blocks {
+            flux.single_blocks.push(SingleStreamBlock::load(&format!("single_blocks.{i}"), &flux.config, weights)?);
+            flux.layout.blocks.push(weights.extent());
+        }
+        Ok(flux)
+    }
+
+    /// Where its weights lie; double blocks come before single ones.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The block of [`Flux::layout`] that has been used when this is observed.
+    pub(crate) fn block_done(&self, site: Site) -> Option<usize> {
+        match site {
+            Site::ImgIn | Site::TxtIn | Site::Vec | Site::DoubleImg(_) => None,
+            Site::DoubleTxt(i) => Some(i),
+            Site::Single(i) => Some(self.double_blocks.len() + i),
+        }
     }
 
     /// The sizes.

@@ -1,7 +1,7 @@
 //! A checkpoint: the tensors of one file, or of several shards, by name; and [`Weights`], a model's view of it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    memory::Extent,
     nn::{Conv2d, Linear},
 };
 
@@ -215,6 +216,8 @@ pub struct Weights {
     precision: Precision,
     bytes: Cell<u64>,
     parameters: Cell<u64>,
+    /// Taken since the last [`Weights::extent`].
+    pieces: RefCell<Vec<Bytes>>,
 }
 
 impl Weights {
@@ -235,7 +238,7 @@ impl Weights {
     }
 
     fn from_source(source: Source, backend: Arc<dyn Backend>, precision: Precision) -> Self {
-        Self { source, backend, precision, bytes: Cell::new(0), parameters: Cell::new(0) }
+        Self { source, backend, precision, bytes: Cell::new(0), parameters: Cell::new(0), pieces: RefCell::default() }
     }
 
     /// The backend on which small tensors (biases, norms) are put.
@@ -256,6 +259,11 @@ impl Weights {
     /// Elements of all tensors taken so far.
     pub fn parameters_taken(&self) -> u64 {
         self.parameters.get()
+    }
+
+    /// Where the tensors lie that were taken since the last call, or since the start.
+    pub fn extent(&self) -> Extent {
+        Extent::new(self.pieces.take())
     }
 
     /// Whether there is a tensor of this name.
@@ -356,6 +364,7 @@ impl Weights {
                 rows
             }
         };
+        self.pieces.borrow_mut().extend(rows.iter().map(|r| r.bytes.clone()));
         self.bytes.set(self.bytes.get() + rows.iter().map(|r| r.bytes.len() as u64).sum::<u64>());
         self.parameters.set(self.parameters.get() + shape.count() as u64);
         Ok(Weight::new(shape, rows, self.precision))

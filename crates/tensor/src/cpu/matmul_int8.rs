@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::{
     Cpu,
-    arch::{Kernel, Vector, VectorSlice},
+    arch::{Kernel, Simd, Vector, VectorSlice},
     byte_tile::{ByteTile, PER_PANEL, PanelSums},
     matmul::Epilogue,
     pack::{self, MAX_LANES, Strips},
@@ -69,7 +69,7 @@ impl Cpu {
         let (n, k) = (weight.out_features(), weight.row_len());
         let words = Words { bytes: self.simd.has_byte_products() };
         let strips = Strips::new(m, self.simd.tile_rows());
-        let mut packed = self.buffer(m * (words.of(k) + RULES * k.div_ceil(BLOCK)));
+        let mut packed = self.buffer(packed_len(m, k, self.simd));
         let packed_x = Shared::new(packed.values_mut());
         self.threads.for_each(strips.count(), m * k, |strip| {
             let rows = strips.rows(strip);
@@ -125,6 +125,12 @@ fn range<V: Vector>(numbers: &[f32]) -> [f32; 3] {
         wrong += 0.0 * v;
     }
     [least, greatest, wrong]
+}
+
+/// Elements that `m` packed rows of `x` and their rules take.
+pub(super) fn packed_len(m: usize, k: usize, simd: Simd) -> usize {
+    let words = Words { bytes: simd.has_byte_products() };
+    m * (words.of(k) + RULES * k.div_ceil(BLOCK))
 }
 
 /// Rounds and packs one strip of `x`: its words, block by block, `[block][strip][word][row]`, then the rules,

@@ -9,8 +9,8 @@ mod blocks;
 mod byte_tile;
 mod conv2d;
 mod elementwise;
-mod encode;
 mod few_rows;
+mod footprint;
 mod layout;
 mod math;
 mod matmul;
@@ -25,7 +25,7 @@ mod tile;
 use std::sync::Arc;
 
 pub use arch::Level;
-pub use encode::{Encoded, Encoder, Loss};
+pub(crate) use footprint::Footprint;
 
 use self::{
     arch::Simd,
@@ -34,6 +34,7 @@ use self::{
     norm::{Groups, Modulation},
     parallel::Threads,
 };
+pub use crate::host::MemoryUse;
 use crate::{
     Backend, Binary, Mask, Padding, Shape, Tensor, Unary, Weight,
     host::{HostBuffer, Recycler, values},
@@ -61,6 +62,11 @@ impl Cpu {
         Arc::new(Self { simd: Simd::new(level), threads: Threads::new(threads), recycler: Arc::default() })
     }
 
+    /// What results and operands take, from now on or since the last [`Backend::release_idle`].
+    pub fn memory(&self) -> MemoryUse {
+        self.recycler.memory()
+    }
+
     /// Memory for a result.
     fn buffer(&self, len: usize) -> HostBuffer {
         self.recycler.take(len)
@@ -76,6 +82,10 @@ impl Cpu {
 impl Backend for Cpu {
     fn name(&self) -> &'static str {
         "cpu"
+    }
+
+    fn release_idle(&self) {
+        self.recycler.clear();
     }
 
     fn upload(self: Arc<Self>, shape: Shape, values: Vec<f32>) -> Tensor {

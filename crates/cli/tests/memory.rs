@@ -1,0 +1,259 @@
+//! A plan is a promise: what a run takes at the most, measured in a process of its own, with and without a limit.
+
+#![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::Path,
+    process::{Command, Output},
+};
+
+use serde_json::{Value, json};
+
+/// Width of the transformer: eight heads.
+const WIDTH: usize = 1024;
+/// Width of T5.
+const T5_WIDTH: usize = 1024;
+const CLIP_WIDTH: usize = 64;
+const VAE: [usize; 4] = [32, 32, 64, 64];
+
+/// Names and shapes of a part's tensors.
+type Shapes = BTreeMap<String, Vec<usize>>;
+
+fn linear(shapes: &mut Shapes, name: &str, out: usize, features: usize) {
+    shapes.insert(format!("{name}.weight"), vec![out, features]);
+    shapes.insert(format!("{name}.bias"), vec![out]);
+}
+
+fn conv(shapes: &mut Shapes, name: &str, out: usize, channels: usize, kernel: usize) {
+    shapes.insert(format!("{name}.weight"), vec![out, channels, kernel, kernel]);
+    shapes.insert(format!("{name}.bias"), vec![out]);
+}
+
+fn norm(shapes: &mut Shapes, name: &str, width: usize) {
+    shapes.insert(format!("{name}.weight"), vec![width]);
+    shapes.insert(format!("{name}.bias"), vec![width]);
+}
+
+/// One double and five single blocks: 230 MB in bf16.
+fn transformer() -> Shapes {
+    let (d, mlp) = (WIDTH, 4 * WIDTH);
+    let mut s = Shapes::new();
+    linear(&mut s, "img_in", d, 64);
+    linear(&mut s, "txt_in", d, T5_WIDTH);
+    for (name, from) in [("time_in", 256), ("guidance_in", 256), ("vector_in", CLIP_WIDTH)] {
+        linear(&mut s, &format!("{name}.in_layer"), d, from);
+        linear(&mut s, &format!("{name}.out_layer"), d, d);
+    }
+    for stream in ["double_blocks.0.img", "double_blocks.0.txt"] {
+        linear(&mut s, &format!("{stream}_mod.lin"), 6 * d, d);
+        linear(&mut s, &format!("{stream}_attn.qkv"), 3 * d, d);
+        linear(&mut s, &format!("{stream}_attn.proj"), d, d);
+        linear(&mut s, &format!("{stream}_mlp.0"), mlp, d);
+        linear(&mut s, &format!("{stream}_mlp.2"), d, mlp);
+        s.insert(format!("{stream}_attn.norm.query_norm.scale"), vec![128]);
+        s.insert(format!("{stream}_attn.norm.key_norm.scale"), vec![128]);
+    }
+    for i in 0..5 {
+        let name = format!("single_blocks.{i}");
+        linear(&mut s, &format!("{name}.linear1"), 3 * d + mlp, d);
+        linear(&mut s, &format!("{name}.linear2"), d, d + mlp);
+        linear(&mut s, &format!("{name}.modulation.lin"), 3 * d, d);
+        s.insert(format!("{name}.norm.query_norm.scale"), vec![128]);
+        s.insert(format!("{name}.norm.key_norm.scale"), vec![128]);
+    }
+    linear(&mut s, "final_layer.linear", 64, d);
+    linear(&mut s, "final_layer.adaLN_modulation.1", 2 * d, d);
+    s
+}
+
+/// Four blocks, 170 MB in bf16.
+fn t5() -> Shapes {
+    let d = T5_WIDTH;
+    let mut s = Shapes::new();
+    s.insert("shared.weight".into(), vec![32128, d]);
+    s.insert("encoder.final_layer_norm.weight".into(), vec![d]);
+    s.insert("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight".into(), vec![32, 16]);
+    for i in 0..4 {
+        let block = format!("encoder.block.{i}.layer");
+        for proj in ["q", "k", "v", "o"] {
+            s.insert(format!("{block}.0.SelfAttention.{proj}.weight"), vec![d, d]);
+        }
+        s.insert(format!("{block}.0.layer_norm.weight"), vec![d]);
+        s.insert(format!("{block}.1.DenseReluDense.wi_0.weight"), vec![2816, d]);
+        s.insert(format!("{block}.1.DenseReluDense.wi_1.weight"), vec![2816, d]);
+        s.insert(format!("{block}.1.DenseReluDense.wo.weight"), vec![d, 2816]);
+        s.insert(format!("{block}.1.layer_norm.weight"), vec![d]);
+    }
+    s
+}
+
+fn clip() -> Shapes {
+    let d = CLIP_WIDTH;
+    let mut s = Shapes::new();
+    s.insert("text_model.embeddings.token_embedding.weight".into(), vec![49408, d]);
+    s.insert("text_model.embeddings.position_embedding.weight".into(), vec![77, d]);
+    let layer = "text_model.encoder.layers.0";
+    for proj in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+        linear(&mut s, &format!("{layer}.self_attn.{proj}"), d, d);
+    }
+    norm(&mut s, &format!("{layer}.layer_norm1"), d);
+    norm(&mut s, &format!("{layer}.layer_norm2"), d);
+    linear(&mut s, &format!("{layer}.mlp.fc1"), 96, d);
+    linear(&mut s, &format!("{layer}.mlp.fc2"), d, 96);
+    norm(&mut s, "text_model.final_layer_norm", d);
+    s
+}
+
+/// The decoder.
+fn vae() -> Shapes {
+    let mut s = Shapes::new();
+    let resnet = |s: &mut Shapes, name: &str, from: usize, to: usize| {
+        norm(s, &format!("{name}.norm1"), from);
+        conv(s, &format!("{name}.conv1"), to, from, 3);
+        norm(s, &format!("{name}.norm2"), to);
+        conv(s, &format!("{name}.conv2"), to, to, 3);
+        if from != to {
+            conv(s, &format!("{name}.nin_shortcut"), to, from, 1);
+        }
+    };
+    let widest = VAE[3];
+    conv(&mut s, "decoder.conv_in", widest, 16, 3);
+    resnet(&mut s, "decoder.mid.block_1", widest, widest);
+    resnet(&mut s, "decoder.mid.block_2", widest, widest);
+    norm(&mut s, "decoder.mid.attn_1.norm", widest);
+    for proj in ["q", "k", "v", "proj_out"] {
+        conv(&mut s, &format!("decoder.mid.attn_1.{proj}"), widest, widest, 1);
+    }
+    for (level, &to) in VAE.iter().enumerate() {
+        let from = VAE.get(level + 1).copied().unwrap_or(widest);
+        resnet(&mut s, &format!("decoder.up.{level}.block.0"), from, to);
+        resnet(&mut s, &format!("decoder.up.{level}.block.1"), to, to);
+        if level > 0 {
+            conv(&mut s, &format!("decoder.up.{level}.upsample.conv"), to, to, 3);
+        }
+    }
+    norm(&mut s, "decoder.norm_out", VAE[0]);
+    conv(&mut s, "decoder.conv_out", 3, VAE[0], 3);
+    s
+}
+
+/// Random bf16 numbers of a size that keeps activations near 1.
+fn write(path: &Path, shapes: &Shapes) {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, shape) in shapes {
+        let begin = end;
+        end += 2 * shape.iter().product::<usize>();
+        header.insert(name.clone(), json!({"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}));
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path).unwrap());
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for (name, shape) in shapes {
+        let features: usize = shape[1..].iter().product();
+        let (mean, size) = match shape.len() {
+            1 if name.ends_with("bias") => (0.0, 0.1),
+            1 => (1.0, 0.3),
+            _ => (0.0, (3.0 / features as f32).sqrt()),
+        };
+        let bytes: Vec<u8> = (0..shape.iter().product())
+            .flat_map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let uniform = (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+                ((mean + size * uniform).to_bits().wrapping_add(0x8000) >> 16).to_le_bytes().into_iter().take(2)
+            })
+            .collect();
+        file.write_all(&bytes).unwrap();
+    }
+    file.flush().unwrap();
+}
+
+/// A model of 400 MB as single files.
+struct Model(tempfile::TempDir);
+
+impl Model {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder.path().join("flux.safetensors"), &transformer());
+        write(&folder.path().join("t5.safetensors"), &t5());
+        write(&folder.path().join("clip.safetensors"), &clip());
+        write(&folder.path().join("vae.safetensors"), &vae());
+        Self(folder)
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
+        let (verb, rest) = args.split_first().unwrap();
+        command.arg(verb).current_dir(self.0.path()).env("HOME", self.0.path()).env_remove("XDG_CACHE_HOME");
+        command.args(["--transformer", "flux.safetensors", "--t5xxl", "t5.safetensors"]);
+        command.args(["--clip-l", "clip.safetensors", "--vae", "vae.safetensors", "--threads", "2"]);
+        command.args(["--t5-length", "64"]).args(rest).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// A picture and what was planned and taken, bytes.
+    fn picture(&self, name: &str, args: &[&str]) -> (Vec<u8>, u64, u64) {
+        let path = format!("{name}.png");
+        let fixed = ["generate", "a red apple", "--steps", "2", "-s", "1", "--json", "-o", &path];
+        let told = self.json(&[&fixed, args].concat());
+        let picture = std::fs::read(self.0.path().join(&path)).unwrap();
+        let [planned, taken] = ["planned_bytes", "peak_bytes"].map(|key| told[key].as_u64().unwrap());
+        println!("{name}: {:.1} MB taken of {:.1} planned", taken as f64 / 1e6, planned as f64 / 1e6);
+        assert!(taken * 20 <= planned * 21, "{name}: {taken} bytes were taken, {planned} planned");
+        assert!(taken * 3 >= planned * 2, "{name}: {taken} bytes were taken, but {planned} planned");
+        (picture, planned, taken)
+    }
+}
+
+#[test]
+fn no_run_takes_more_than_its_plan_and_no_limit_changes_a_byte() {
+    let model = Model::new();
+    for size in ["192x192", "512x320"] {
+        let (free, planned, _) = model.picture("free", &["--size", size]);
+        let (width, height) = size.split_once('x').unwrap();
+        let plan = model.json(&["plan", "--json", "-W", width, "-H", height, "--steps", "2", "--memory-limit", "20GB"]);
+        assert_eq!(plan["peak_bytes"], planned);
+        let least = plan["least_bytes"].as_u64().unwrap();
+        assert!(3 * least < 2 * planned, "{least} of {planned}");
+        // From nearly nothing to nearly everything.
+        for limit in [least + 1_000_000, u64::midpoint(least, planned)] {
+            let asked = format!("{:.3}MB", limit as f64 / 1e6);
+            let (picture, planned, taken) =
+                model.picture(&format!("limited to {asked}"), &["--size", size, "--memory-limit", &asked]);
+            assert!(planned <= limit, "{planned} bytes are planned under {limit}");
+            assert!(taken * 20 <= limit * 21, "{taken} bytes were taken under {limit}");
+            assert!(picture == free, "{size} under {asked} is another picture");
+        }
+    }
+    let (once, ..) = model.picture("guided", &["--size", "64x64", "-n", "blur", "--true-cfg", "2"]);
+    let limited = ["--size", "64x64", "-n", "blur", "--true-cfg", "2", "--memory-limit", "200MB"];
+    assert!(model.picture("guided, limited", &limited).0 == once);
+    a_job_that_does_not_fit_is_refused_before_it_starts(&model);
+}
+
+fn a_job_that_does_not_fit_is_refused_before_it_starts(model: &Model) {
+    let start = std::time::Instant::now();
+    let args = ["generate", "a red apple", "-s", "1", "-o", "no.png", "--size", "1024x1024", "--memory-limit", "300MB"];
+    let output = model.run(&args);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(start.elapsed() < std::time::Duration::from_secs(5), "{:?}", start.elapsed());
+    let told = String::from_utf8_lossy(&output.stderr);
+    for word in ["memory_limit: 1024×1024", "more than", "hint: --memory-limit", "a picture of"] {
+        assert!(told.contains(word), "should mention '{word}': {told}");
+    }
+    assert!(!model.0.path().join("no.png").exists());
+    let plan = model.json(&["plan", "--json", "-W", "1024", "-H", "1024", "--memory-limit", "300MB"]);
+    assert_eq!(plan["fits"], false);
+}
