@@ -43,6 +43,9 @@ pub enum DType {
     IQ4NL,
     /// The same with scales of scales, in blocks of 256: 4.25 bits.
     IQ4XS,
+    /// Four bits that choose among 16 values, the first of two in a byte's upper half; scales and values lie elsewhere
+    /// ([`crate::BlockScales`]).
+    NF4,
 }
 
 impl DType {
@@ -52,6 +55,7 @@ impl DType {
             Self::F32 | Self::F16 | Self::BF16 | Self::F8E4M3 | Self::F8E5M2 | Self::I8 => 1,
             Self::Q8_0 | Self::Q5_1 | Self::Q5_0 | Self::Q4_1 | Self::Q4_0 | Self::IQ4NL => 32,
             Self::Q6K | Self::Q5K | Self::Q4K | Self::Q3K | Self::Q2K | Self::IQ4XS => 256,
+            Self::NF4 => 64,
         }
     }
 
@@ -72,6 +76,7 @@ impl DType {
             Self::Q3K => 110,
             Self::Q2K => 84,
             Self::IQ4XS => 136,
+            Self::NF4 => 32,
         }
     }
 
@@ -102,7 +107,13 @@ impl DType {
             Self::Q2K => "Q2_K",
             Self::IQ4NL => "IQ4_NL",
             Self::IQ4XS => "IQ4_XS",
+            Self::NF4 => "nf4",
         }
+    }
+
+    /// Whether [`crate::cpu::Encoder`] writes it.
+    pub fn can_encode(self) -> bool {
+        formats::encode::can_encode(self)
     }
 
     /// Decodes `out.len()` elements from the start of `bytes`, exactly.

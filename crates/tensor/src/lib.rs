@@ -34,6 +34,7 @@ pub use backend::{Backend, Binary, Mask, Padding, Unary};
 pub use device::{Device, UnknownDevice};
 pub use dtype::DType;
 pub use file::MappedFile;
+pub use formats::nf4::{BlockScales, Scales};
 pub use shape::Shape;
 pub use tensor::{Buffer, Tensor};
 pub use weight::{Bytes, Precision, Rows, Scale, StoredRow, StoredRows, Weight};

@@ -5,7 +5,10 @@
 
 use std::{ops::Range, sync::Arc};
 
-use crate::{DType, MappedFile, Shape};
+use crate::{
+    BlockScales, DType, MappedFile, Shape,
+    formats::nf4::{self, RUN},
+};
 
 /// In which arithmetic the products of a weight are computed; sums, norms and activations are f32 in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -117,6 +120,8 @@ pub enum Scale {
     All(f32),
     /// One number for each row.
     PerRow(Arc<[f32]>),
+    /// One number for each block, for [`DType::NF4`].
+    PerBlock(Arc<BlockScales>),
 }
 
 impl Scale {
@@ -128,14 +133,18 @@ impl Scale {
         match self {
             Self::All(scale) => *scale,
             Self::PerRow(scales) => scales[index],
+            Self::PerBlock(_) => 1.0,
         }
     }
 
-    /// That of the rows `range`.
-    fn slice(&self, range: Range<usize>) -> Self {
+    /// That of the rows `range`, each of `row` elements.
+    fn slice(&self, range: Range<usize>, row: usize) -> Self {
         match self {
             Self::All(scale) => Self::All(*scale),
             Self::PerRow(scales) => Self::PerRow(scales[range].into()),
+            Self::PerBlock(scales) => {
+                Self::PerBlock(Arc::new(BlockScales { first: scales.first + range.start * row, ..(**scales).clone() }))
+            }
         }
     }
 }
@@ -149,13 +158,27 @@ pub struct StoredRow<'a> {
     pub scale: f32,
     /// The whole row.
     pub bytes: &'a [u8],
+    /// The scales of its blocks, where they are not among its bytes, and the row's first element as those count.
+    pub blocks: Option<(&'a BlockScales, usize)>,
 }
 
 impl StoredRow<'_> {
     /// Decodes the elements from `start` on into `out`; `start`, and the end unless it is the row's, are multiples of the
     /// format's [block](DType::block).
     pub fn decode(&self, start: usize, out: &mut [f32]) {
-        self.dtype.decode(&self.bytes[self.dtype.bytes(start)..self.dtype.bytes(start + out.len())], out);
+        let bytes = &self.bytes[self.dtype.bytes(start)..self.dtype.bytes(start + out.len())];
+        if let Some((blocks, first)) = self.blocks {
+            nf4::decode(bytes, &blocks.values, out);
+            for (run, out) in out.chunks_mut(RUN).enumerate() {
+                let mut scale = [0.0];
+                blocks.read(first + start + run * RUN, &mut scale);
+                for value in out {
+                    *value *= scale[0];
+                }
+            }
+        } else {
+            self.dtype.decode(bytes, out);
+        }
         if self.scale != 1.0 {
             for value in out {
                 *value *= self.scale;
@@ -185,7 +208,8 @@ impl Rows {
     pub fn slice(&self, range: Range<usize>) -> Self {
         let row = self.bytes.len() / self.count.max(1);
         let bytes = self.bytes.slice(range.start * row..range.end * row);
-        Self { count: range.len(), dtype: self.dtype, scale: self.scale.slice(range), bytes }
+        let elements = row / self.dtype.block_bytes() * self.dtype.block();
+        Self { count: range.len(), dtype: self.dtype, scale: self.scale.slice(range, elements), bytes }
     }
 }
 
@@ -212,6 +236,15 @@ impl Weight {
         );
         assert_eq!(rows.iter().map(|r| r.count).sum::<usize>(), shape[0], "rows do not add up to {shape}");
         for piece in &rows {
+            match &piece.scale {
+                Scale::All(_) => {}
+                Scale::PerRow(scales) => assert_eq!(scales.len(), piece.count, "a scale for each row"),
+                Scale::PerBlock(scales) => {
+                    assert!(piece.dtype == DType::NF4 && scales.size.is_multiple_of(RUN) && scales.size > 0);
+                    let end = scales.first + piece.count * row;
+                    assert!(end.div_ceil(scales.size) <= scales.blocks(), "a scale for each block");
+                }
+            }
             let expected = piece.dtype.bytes(piece.count * row);
             assert_eq!(
                 piece.bytes.len(),
@@ -319,7 +352,11 @@ impl<'a> Iterator for StoredRows<'a> {
         let piece = &self.rest[0];
         let size = piece.dtype.bytes(self.row_len);
         let bytes = &piece.bytes.get()[self.index * size..(self.index + 1) * size];
-        let row = StoredRow { dtype: piece.dtype, scale: piece.scale.of_row(self.index), bytes };
+        let blocks = match &piece.scale {
+            Scale::PerBlock(scales) => Some((&**scales, self.index * self.row_len)),
+            Scale::All(_) | Scale::PerRow(_) => None,
+        };
+        let row = StoredRow { dtype: piece.dtype, scale: piece.scale.of_row(self.index), bytes, blocks };
         self.index += 1;
         Some(row)
     }

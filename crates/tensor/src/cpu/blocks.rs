@@ -5,8 +5,8 @@
 
 use super::arch::{Kernel, Vector, VectorSlice};
 use crate::{
-    DType, StoredRow,
-    formats::{Apart, Block, IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0},
+    BlockScales, DType, StoredRow,
+    formats::{Apart, Block, IQ4NL, IQ4XS, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, nf4, nf4::RUN},
 };
 
 /// Decodes whole blocks of one row, from element `start` on.
@@ -26,7 +26,7 @@ impl Kernel for Decode<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { row: StoredRow { dtype, scale, bytes }, start, out } = self;
+        let Self { row: StoredRow { dtype, scale, bytes, blocks }, start, out } = self;
         let bytes = &bytes[dtype.bytes(start)..dtype.bytes(start + out.len())];
         match dtype {
             DType::Q8_0 => decode_as::<V, Q8_0, _>(bytes, out),
@@ -41,6 +41,7 @@ impl Kernel for Decode<'_> {
             DType::Q2K => decode_as::<V, Q2K, _>(bytes, out),
             DType::IQ4NL => decode_as::<V, IQ4NL, _>(bytes, out),
             DType::IQ4XS => decode_as::<V, IQ4XS, _>(bytes, out),
+            DType::NF4 => decode_nf4::<V>(bytes, blocks.map(|(scales, first)| (scales, first + start)), out),
             DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 | DType::I8 => {
                 unreachable!("{dtype:?} has no blocks")
             }
@@ -69,6 +70,30 @@ fn decode_as<V: Vector, B: Block<BYTES>, const BYTES: usize>(bytes: &[u8], out: 
                 let value = scale.mul(codes);
                 let value = if B::MINIMA { value.sub(V::splat(apart.minima[group])) } else { value };
                 value.to_slice(out);
+            }
+        }
+    }
+}
+
+/// `scales` with the first element as they count; without them all scales are 1.
+#[inline(always)]
+fn decode_nf4<V: Vector>(bytes: &[u8], scales: Option<(&BlockScales, usize)>, out: &mut [f32]) {
+    /// Runs whose scales are looked up together.
+    const SOME: usize = 16;
+    let values = match scales {
+        Some((scales, _)) => &scales.values,
+        None => &nf4::VALUES,
+    };
+    let (mut factors, mut codes) = ([1.0; SOME], [0; RUN]);
+    for (i, (bytes, out)) in bytes.chunks(SOME * RUN / 2).zip(out.chunks_mut(SOME * RUN)).enumerate() {
+        if let Some((scales, first)) = scales {
+            scales.read(first + i * SOME * RUN, &mut factors[..out.len() / RUN]);
+        }
+        for (run, out) in out.chunks_exact_mut(RUN).enumerate() {
+            nf4::codes(&bytes[run * RUN / 2..], &mut codes);
+            let factor = V::splat(factors[run]);
+            for (codes, out) in codes.chunks_exact(V::LANES).zip(out.chunks_exact_mut(V::LANES)) {
+                V::look_up(values, codes).mul(factor).to_slice(out);
             }
         }
     }

@@ -9,6 +9,7 @@ mod blocks;
 mod byte_tile;
 mod conv2d;
 mod elementwise;
+mod encode;
 mod few_rows;
 mod footprint;
 mod layout;
@@ -25,6 +26,7 @@ mod tile;
 use std::sync::Arc;
 
 pub use arch::Level;
+pub use encode::{Encoded, Encoder, Loss};
 pub(crate) use footprint::Footprint;
 
 use self::{

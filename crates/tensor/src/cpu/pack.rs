@@ -136,7 +136,7 @@ pub(super) unsafe fn pack_strip<V: Vector>(rows: &[*const f32], words: usize, to
 /// Decodes the elements of one row from `start` on, which begin and end with whole blocks of its format.
 #[inline(always)]
 pub(super) fn decode<V: Vector>(row: StoredRow<'_>, start: usize, out: &mut [f32]) {
-    let StoredRow { dtype, scale, bytes } = row;
+    let StoredRow { dtype, scale, bytes, .. } = row;
     let whole = out.len() - out.len() % V::LANES;
     let bytes = &bytes[dtype.bytes(start)..dtype.bytes(start + out.len())];
     // The format is known outside of the loop: one loop for each.

@@ -5,9 +5,12 @@
 //! reference in Python's `gguf` (`gguf/quants.py`), which `tests/blocks.rs` compares every bit with; layouts are also those of ggml's
 //! `ggml-common.h`. Taking apart is loops over arrays of fixed size, which the compiler makes vectors of.
 
+pub(crate) mod encode;
 mod iq4;
 mod k;
+pub(crate) mod nf4;
 mod plain;
+mod search;
 
 pub(crate) use self::{
     iq4::{IQ4NL, IQ4XS},
@@ -65,6 +68,7 @@ pub(crate) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q2K => decode_as::<Q2K, _>(bytes, out),
         DType::IQ4NL => decode_as::<IQ4NL, _>(bytes, out),
         DType::IQ4XS => decode_as::<IQ4XS, _>(bytes, out),
+        DType::NF4 => nf4::decode(bytes, &nf4::VALUES, out),
         DType::F32 | DType::F16 | DType::BF16 | DType::F8E4M3 | DType::F8E5M2 | DType::I8 => {
             unreachable!("{dtype:?} has no blocks")
         }
