@@ -126,6 +126,9 @@ fn weights(path: &Path) -> Result<Report> {
         facts.push(("holds", format!("{}, {}", detected.component.name(), layout(detected))));
         facts.push(("formats", dtypes(&checkpoint, detected)));
     }
+    if checkpoint.metadata("tokenizer.ggml.model") == Some("t5") {
+        facts.push(("holds", "T5's tokenizer".into()));
+    }
     if found.iter().any(|d| d.component == Component::Transformer) {
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
         facts.push((
@@ -145,13 +148,15 @@ fn weights(path: &Path) -> Result<Report> {
         let names: Vec<&str> = checkpoint.tensors().take(3).map(|(name, _)| name).collect();
         facts.push(("holds", format!("nothing darkroom knows; its first tensors are {}", names.join(", "))));
     }
-    Ok(Report { kind: "weights (safetensors)", facts, text: None })
+    let kind = if checkpoint.is_gguf() { "weights (GGUF)" } else { "weights (safetensors)" };
+    Ok(Report { kind, facts, text: None })
 }
 
 fn layout(detected: &Detected) -> String {
     let naming = match (detected.naming, detected.component) {
         (Naming::Same, Component::Transformer | Component::Vae) => "BFL's names",
         (Naming::FluxDiffusers | Naming::VaeDiffusers { .. }, _) => "diffusers' names",
+        (Naming::T5Llama, _) => "llama.cpp's names",
         (Naming::Same, _) => "the usual names",
     };
     if detected.prefix.is_empty() { naming.to_owned() } else { format!("{naming} under '{}'", detected.prefix) }

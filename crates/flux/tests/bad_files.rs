@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "support/measured.rs"]
+#[expect(unreachable_pub, reason = "a module of each test file that uses it")]
+mod measured;
 #[path = "support/toy.rs"]
 #[expect(unreachable_pub, dead_code, reason = "each test file uses a part of the shared helpers")]
 mod toy;
@@ -10,7 +13,7 @@ mod toy;
 use std::{
     cell::Cell,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{OnceLock, PoisonError},
 };
 
 use flux::{
@@ -19,39 +22,9 @@ use flux::{
     text::tokenizer::{ClipTokenizer, T5Tokenizer},
     weights::Checkpoint,
 };
-use peak_alloc::PeakAlloc;
+use measured::{ALLOCATOR, MEASURED, MOST, refused};
 use tensor::{Device, Precision};
 use toy::{Array, Scratch, Stored, Toy};
-
-/// Counts what is allocated and not given back.
-#[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
-
-/// One refusal is measured at a time.
-static MEASURED: Mutex<()> = Mutex::new(());
-
-/// The most that a refusal may take, whatever the file claims.
-const MOST: usize = 64 << 20;
-
-/// What `f` fails with: it names all of `words` and was cheap.
-fn refused<T>(case: &str, words: &[&str], f: impl FnOnce() -> flux::Result<T>) -> String {
-    // The test of the measure itself panics while it holds this.
-    let measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = ALLOCATOR.current_usage();
-    ALLOCATOR.reset_peak_usage();
-    let error = match f() {
-        Ok(_) => panic!("{case}: was accepted"),
-        Err(error) => error.to_string(),
-    };
-    let peak = ALLOCATOR.peak_usage().saturating_sub(before);
-    drop(measured);
-    assert!(peak <= MOST, "{case}: took {} MB to refuse", peak >> 20);
-    for word in words {
-        assert!(error.contains(word), "{case}: '{word}' was expected in: {error}");
-    }
-    assert!(!error.ends_with('.') && !error.contains('\n'), "{case}: one sentence without a full stop: {error}");
-    error
-}
 
 fn load(spec: &ModelSpec) -> flux::Result<Pipeline> {
     load_with(spec, &SearchPaths::default())
@@ -142,7 +115,7 @@ fn single_files_that_are_damaged_or_something_else() {
         ("PNG", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR".to_vec(), &["a PNG picture"]),
         ("JPEG", b"\xff\xd8\xff\xe0\0\x10JFIF\0\0\0\0\0".to_vec(), &["a JPEG picture"]),
         ("pickle", b"PK\x03\x04\0\0\0\0\0\0\0\0".to_vec(), &["zip archive"]),
-        ("GGUF", b"GGUF\x03\0\0\0\0\0\0\0".to_vec(), &["a GGUF file"]),
+        ("GGUF", b"GGUF\x03\0\0\0\0\0\0\0".to_vec(), &["is cut short", "the number of tensors", "download"]),
         ("a pointer", b"version https://git-lfs.github.com/spec/v1\noid".to_vec(), &["git lfs pull"]),
         ("a page", b"<!DOCTYPE html><html>".to_vec(), &["a web page"]),
         ("text", b"Access denied. Please log in to continue.".to_vec(), &["claims a header of"]),

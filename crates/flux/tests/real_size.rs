@@ -2,14 +2,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/gguf.rs"]
+#[expect(unreachable_pub, dead_code, reason = "each test file uses a part of the shared helpers")]
+mod gguf;
+
 use std::{collections::BTreeMap, fmt::Write as _, fs::File, io::Write as _, path::Path, sync::Arc};
 
 use flux::{
+    text::t5::{T5, T5Config},
     transformer::{Flux, FluxConfig},
     vae::{Decoder, Encoder, VaeConfig},
-    weights::{Checkpoint, Component, Weights, detect},
+    weights::{Checkpoint, Component, Naming, Weights, detect},
 };
-use tensor::{Device, Precision};
+use gguf::Gguf;
+use tensor::{DType, Device, Precision};
 
 /// `bfl_shapes.txt`: the tensors of BFL's transformer (one block of each kind) and autoencoder, as the reference has them.
 fn published(section: &str) -> BTreeMap<String, Vec<usize>> {
@@ -89,4 +95,70 @@ fn the_autoencoder() {
     Encoder::load(config.clone(), &weights).unwrap();
     Decoder::load(config, &weights).unwrap();
     assert_eq!(weights.parameters_taken(), 83_819_683);
+}
+
+/// A GGUF file whose data is a hole: matrices in one format where its blocks fit, the rest as f32.
+fn sparse_gguf(path: &Path, tensors: &BTreeMap<String, Vec<usize>>, dtype: DType) {
+    let mut gguf = Gguf::new();
+    let mut size = 0;
+    for (name, shape) in tensors {
+        let fits = shape.len() == 2 && shape[1].is_multiple_of(dtype.block());
+        let dtype = if fits { dtype } else { DType::F32 };
+        let bytes = dtype.bytes(shape.iter().product());
+        gguf.hole(name, shape, gguf::number(&dtype.name().to_uppercase()), bytes);
+        size += bytes.next_multiple_of(32) as u64;
+    }
+    let (header, data) = gguf.header();
+    assert_eq!(data as u64, size);
+    let mut file = File::create(path).unwrap();
+    file.write_all(&header).unwrap();
+    file.set_len(header.len() as u64 + size).unwrap();
+}
+
+#[test]
+fn the_transformer_in_blocks() {
+    let tensors = published("flux");
+    let folder = tempfile::tempdir().unwrap();
+    for (dtype, gigabytes) in [(DType::Q4K, 6.7), (DType::Q8_0, 12.6)] {
+        let path = folder.path().join("flux1-krea-dev.gguf");
+        sparse_gguf(&path, &tensors, dtype);
+        let weights = open(&path, Component::Transformer);
+        let config = FluxConfig::from_weights(&weights, &path).unwrap();
+        assert_eq!(config, FluxConfig::dev());
+        Flux::load(config, &weights).unwrap();
+        assert_eq!(weights.parameters_taken(), 11_901_408_320);
+        let taken = weights.bytes_taken() as f64 * 1e-9;
+        assert!((taken - gigabytes).abs() < 0.1, "{dtype:?}: {taken} GB");
+    }
+}
+
+#[test]
+fn the_encoder_of_t5_xxl_in_blocks() {
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: &str, shape: &[usize]| {
+        let [piece] = &Naming::T5Llama.pieces(name)[..] else { panic!("{name} is one tensor") };
+        tensors.insert(piece.name.clone(), shape.to_vec());
+    };
+    add("shared.weight", &[32128, 4096]);
+    add("encoder.final_layer_norm.weight", &[4096]);
+    for block in 0..24 {
+        for proj in ["q", "k", "v", "o"] {
+            add(&format!("encoder.block.{block}.layer.0.SelfAttention.{proj}.weight"), &[4096, 4096]);
+        }
+        add(&format!("encoder.block.{block}.layer.0.layer_norm.weight"), &[4096]);
+        for (proj, shape) in [("wi_0", [10240, 4096]), ("wi_1", [10240, 4096]), ("wo", [4096, 10240])] {
+            add(&format!("encoder.block.{block}.layer.1.DenseReluDense.{proj}.weight"), &shape);
+        }
+        add(&format!("encoder.block.{block}.layer.1.layer_norm.weight"), &[4096]);
+    }
+    add("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", &[32, 64]);
+    assert_eq!(tensors.len(), 219);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t5-v1_1-xxl-encoder-Q5_K_M.gguf");
+    sparse_gguf(&path, &tensors, DType::Q5K);
+    let weights = open(&path, Component::T5);
+    let config = T5Config::from_weights(&weights, &path).unwrap();
+    assert_eq!(config, T5Config::xxl());
+    T5::load(config, &weights).unwrap();
+    assert_eq!(weights.parameters_taken(), 4_762_310_656);
 }

@@ -15,12 +15,24 @@ use crate::{
     text::{
         clip::ClipConfig,
         t5::T5Config,
-        tokenizer::{ClipTokenizer, T5Tokenizer},
+        tokenizer::{ClipTokenizer, T5Tokenizer, is_inside},
     },
     transformer::FluxConfig,
     vae::VaeConfig,
     weights::{Checkpoint, Component, Detected, Weights, detect},
 };
+
+/// The transformer's matrices outside of its blocks, in every member of the family.
+const EMBEDDERS: [&str; 8] = [
+    "img_in",
+    "txt_in",
+    "time_in.in_layer",
+    "time_in.out_layer",
+    "vector_in.in_layer",
+    "vector_in.out_layer",
+    "final_layer.linear",
+    "final_layer.adaLN_modulation.1",
+];
 
 /// One part of a model: a checkpoint, or a component inside one.
 #[derive(Clone, Debug)]
@@ -64,10 +76,26 @@ impl Part {
     /// # Errors
     /// If the configuration cannot be read or the file is something else.
     pub fn flux_config(&self) -> Result<FluxConfig> {
+        self.check_embedders()?;
         let parse = |json: &str| {
             if json.contains("\"hidden_size\"") { FluxConfig::from_bfl(json) } else { FluxConfig::from_diffusers(json) }
         };
         self.config(parse, FluxConfig::from_weights)
+    }
+
+    /// Refuses a transformer of which somebody kept the blocks alone.
+    fn check_embedders(&self) -> Result<()> {
+        let weights = self.weights(&tensor::Device::DryRun.open(), Precision::F32);
+        let missing: Vec<&str> = EMBEDDERS.into_iter().filter(|name| !weights.has(&format!("{name}.weight"))).collect();
+        if weights.has("img_in.weight") || missing.is_empty() {
+            return Ok(());
+        }
+        let problem = format!(
+            "holds FLUX's blocks alone, without {}: a pruned file that another program completes from BFL's own; hint: take \
+             a file that has them",
+            missing.join(", ")
+        );
+        Err(Error::file(self.checkpoint.origin(), problem))
     }
 
     /// The autoencoder's sizes.
@@ -291,7 +319,13 @@ impl ModelFiles {
     }
 
     pub(crate) fn load_t5_tokenizer(&self) -> Result<Tokenizer<T5Tokenizer>> {
-        self.t5_tokenizer.load(T5Tokenizer::embedded, |path, read| T5Tokenizer::from_files(path, read))
+        match &self.t5_tokenizer {
+            // Where nothing else was said, what came with the weights belongs to them.
+            TokenizerFiles::Embedded if is_inside(&self.t5.checkpoint) => {
+                T5Tokenizer::from_gguf(&self.t5.checkpoint).map(|t| Tokenizer::Own(Box::new(t)))
+            }
+            files => files.load(T5Tokenizer::embedded, |path, read| T5Tokenizer::from_files(path, read)),
+        }
     }
 
     /// The four parts in the order a picture needs them.

@@ -37,7 +37,7 @@ const KNOWN: [(&str, &str, &str); 3] = [
     ("schnell", "black-forest-labs/FLUX.1-schnell", "schnell"),
 ];
 
-const WEIGHTS: [&str; 2] = ["safetensors", "sft"];
+const WEIGHTS: [&str; 3] = ["safetensors", "sft", "gguf"];
 
 impl ModelSpec {
     /// Finds the files.
@@ -89,7 +89,7 @@ impl ModelSpec {
         }
         let tried: Vec<String> = tried.iter().map(|p| format!("'{}'", p.display())).collect();
         let tried = if tried.is_empty() { String::new() } else { format!(" (looked in {})", tried.join(", ")) };
-        let hint = "give a path to a diffusers folder, a ComfyUI models folder or a .safetensors file, or one of the names \
+        let hint = "give a path to a diffusers folder, a ComfyUI models folder, a .safetensors or a .gguf file, or one of the names \
                     krea, dev, schnell, pocket";
         Err(Error::asked("model", format!("there is no file, folder or known model '{model}'{tried}; hint: {hint}")))
     }
@@ -294,11 +294,21 @@ fn candidates(tree: &Path, component: Component) -> Vec<Candidate> {
             .filter(|candidate| candidate.promised || !folder.is_empty())
             .collect();
         // The most exact first: fp16 before fp8, then by name so that a choice never depends on the disk.
-        here.sort_by_key(|c| (!c.promised, name_of(&c.path).contains("fp8"), name_of(&c.path)));
+        here.sort_by_key(|c| (!c.promised, bits_missing(&name_of(&c.path)), name_of(&c.path)));
         found.extend(here);
     }
     found.sort_by_key(|c| !c.promised); // stable: a better place stays first
     found
+}
+
+/// How far a file's numbers are from 16 bits, as its name tells: `Q4_K_M` in a GGUF's, `fp8` in others.
+fn bits_missing(name: &str) -> u32 {
+    let quantised = name.rmatch_indices('q').find_map(|(at, _)| name[at + 1..].chars().next()?.to_digit(10));
+    match quantised {
+        Some(bits @ 1..=8) if Path::new(name).extension().is_some_and(|e| e == "gguf") => 16 - bits,
+        _ if name.contains("fp8") => 8,
+        _ => 0,
+    }
 }
 
 impl Component {

@@ -6,6 +6,7 @@
 
 mod embedded;
 mod settings;
+mod unigram;
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -22,6 +23,7 @@ use tokenizers::{AddedToken, ModelWrapper, SplitDelimiterBehavior, Tokenizer};
 use crate::error::{Error, Result};
 use crate::safety::Screened;
 use settings::Settings;
+pub(crate) use unigram::is_inside;
 
 const TOKENIZER: &str = "tokenizer.json";
 
@@ -223,11 +225,7 @@ impl T5Tokenizer {
 
 impl Text {
     fn from_json(path: &Path, json: &[u8], kind: &str, is_kind: impl Fn(&ModelWrapper) -> bool) -> Result<Self> {
-        // The library panics on some malformed files; a bad file must not take the process along.
-        let parsed = std::panic::catch_unwind(|| Tokenizer::from_bytes(json));
-        let parsed =
-            parsed.map_err(|_| Error::file(path, "is malformed in a way the tokenizers library cannot name"))?;
-        let mut tokenizer = parsed.map_err(|e| Error::file(path, e.to_string()))?;
+        let mut tokenizer = Self::build(path, || Tokenizer::from_bytes(json))?.0;
         if !is_kind(tokenizer.get_model()) {
             return Err(Error::file(path, format!("'model' is not of type {kind}")));
         }
@@ -236,13 +234,28 @@ impl Text {
         Ok(Self(tokenizer))
     }
 
+    /// What `build` makes of the contents of `path`.
+    fn build(
+        path: &Path,
+        build: impl FnOnce() -> tokenizers::Result<Tokenizer> + std::panic::UnwindSafe,
+    ) -> Result<Self> {
+        // The library panics on some malformed files; a bad file must not take the process along.
+        let built = std::panic::catch_unwind(build);
+        let built = built.map_err(|_| Error::file(path, "is malformed in a way the tokenizers library cannot name"))?;
+        built.map(Self).map_err(|e| Error::file(path, e.to_string()))
+    }
+
     fn id(&self, token: &str, path: &Path) -> Result<u32> {
         let lacking = || Error::file(path, format!("lacks the special token '{token}'"));
         self.0.token_to_id(token).ok_or_else(lacking)
     }
 
     fn ids(&self, prompt: &Screened<&str>) -> Result<Vec<u32>> {
-        let encoding = self.0.encode_fast(*prompt.get(), false);
+        // A character map of a bad file may lead anywhere.
+        let encoding = std::panic::AssertUnwindSafe(|| self.0.encode_fast(*prompt.get(), false));
+        let Ok(encoding) = std::panic::catch_unwind(encoding) else {
+            return Err(Error::asked("prompt", "the model's tokenizer is damaged: it fails at this text"));
+        };
         encoding.map(|e| e.get_ids().to_vec()).map_err(|e| Error::asked("prompt", e.to_string()))
     }
 }

@@ -10,9 +10,9 @@ use std::{
 use tensor::{Backend, Bytes, DType, MappedFile, Precision, Rows, Scale, Shape, Tensor, Weight};
 
 use super::{
-    Naming,
+    Naming, gguf,
     names::{Half, Piece},
-    safetensors::{Entry, Header},
+    safetensors::{Entry, Header, HeaderError},
 };
 use crate::{
     error::{Error, Result},
@@ -27,6 +27,8 @@ pub struct Checkpoint {
     files: Vec<Bytes>,
     tensors: BTreeMap<String, (usize, Entry)>,
     metadata: BTreeMap<String, String>,
+    /// Lists in the metadata of GGUF files, and whose they are.
+    arrays: BTreeMap<String, (usize, gguf::Array)>,
     /// Layers whose quantisation is told in `_quantization_metadata`, ComfyUI's way, and the name of the format.
     formats: BTreeMap<String, String>,
 }
@@ -37,11 +39,15 @@ struct Quantisation {
     format: String,
 }
 
+/// What weights are stored as.
+const EXPECTED: &str = "F32, F16, BF16, F8_E4M3 or F8_E5M2 (safetensors), or F32, F16, BF16, Q8_0, Q5_1, Q5_0, Q4_1, Q4_0, \
+                        Q6_K, Q5_K, Q4_K, Q3_K, Q2_K, IQ4_NL or IQ4_XS (GGUF)";
+
 /// Formats that are nothing but fp8 numbers and a scale.
 const READABLE: [&str; 2] = ["float8_e4m3fn", "float8_e5m2"];
 
 impl Checkpoint {
-    /// Maps one safetensors file, or all shards that a `….safetensors.index.json` lists.
+    /// Maps one safetensors or GGUF file, or all shards that a `….safetensors.index.json` lists.
     ///
     /// # Errors
     /// [`Error::File`] naming the file and what is wrong with it.
@@ -110,9 +116,28 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: &Path, bytes: Bytes) -> Result<()> {
-        let header = Header::parse(bytes.get()).map_err(|e| Error::file(path, e.to_string()))?;
         let file = self.files.len();
+        let tensors = if bytes.get().starts_with(gguf::MAGIC) {
+            self.add_gguf(path, bytes.get(), file)?
+        } else {
+            self.add_safetensors(path, bytes.get())?
+        };
         self.files.push(bytes);
+        for (name, entry) in tensors {
+            if self.tensors.contains_key(&name) {
+                return Err(Error::file(path, format!("holds '{name}', which another shard holds too")));
+            }
+            self.tensors.insert(name, (file, entry));
+        }
+        Ok(())
+    }
+
+    fn add_safetensors(&mut self, path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, Entry>> {
+        let header = Header::parse(bytes).map_err(|e| {
+            // Of a file that is neither, its name tells what was meant.
+            let meant = path.extension().is_some_and(|e| e == "gguf") && !matches!(e, HeaderError::Other(_));
+            Error::file(path, if meant { gguf::HeaderError::Other.to_string() } else { e.to_string() })
+        })?;
         if let Some(json) = header.metadata.get("_quantization_metadata") {
             #[derive(serde::Deserialize)]
             struct Layers {
@@ -123,13 +148,23 @@ impl Checkpoint {
             self.formats.extend(layers.into_iter().map(|(layer, quantisation)| (layer, quantisation.format)));
         }
         self.metadata.extend(header.metadata);
-        for (name, entry) in header.tensors {
-            if self.tensors.contains_key(&name) {
-                return Err(Error::file(path, format!("holds '{name}', which another shard holds too")));
-            }
-            self.tensors.insert(name, (file, entry));
+        Ok(header.tensors)
+    }
+
+    fn add_gguf(&mut self, path: &Path, bytes: &[u8], file: usize) -> Result<BTreeMap<String, Entry>> {
+        let header = gguf::Header::parse(bytes).map_err(|e| Error::file(path, e.to_string()))?;
+        if let Some(gguf::Value::Integer(pieces @ 2..)) = header.metadata.get("split.count") {
+            let hint = "hint: put them together with 'llama-gguf-split --merge'";
+            return Err(Error::file(path, format!("is one of {pieces} pieces of a GGUF file; {hint}")));
         }
-        Ok(())
+        for (key, value) in header.metadata {
+            if let gguf::Value::Array(array) = value {
+                self.arrays.insert(key, (file, array));
+            } else if let Some(text) = value.text() {
+                self.metadata.insert(key, text);
+            }
+        }
+        Ok(header.tensors)
     }
 
     /// The file (or index) it came from.
@@ -158,9 +193,19 @@ impl Checkpoint {
         numbers.max().map_or(0, |highest| highest.saturating_add(1))
     }
 
-    /// A `__metadata__` string of the header.
+    /// A `__metadata__` string of a safetensors header, or a value of a GGUF's as text.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
+    }
+
+    /// A list in the metadata of a GGUF file, and the file's bytes to read it from.
+    pub fn array(&self, key: &str) -> Option<(&gguf::Array, &[u8])> {
+        self.arrays.get(key).map(|(file, array)| (array, self.files[*file].get()))
+    }
+
+    /// Whether it is a GGUF file.
+    pub fn is_gguf(&self) -> bool {
+        self.files.iter().any(|file| file.get().starts_with(gguf::MAGIC))
     }
 
     /// Refuses a layer in a format that is more than numbers and a scale: its bytes would be taken for something else.
@@ -347,6 +392,9 @@ impl Weights {
         }
         let rows = match &self.source {
             Source::Planned(dtype) => {
+                // Vectors are not stored in blocks.
+                let row = shape.count() / shape[0].max(1);
+                let dtype = if row.is_multiple_of(dtype.block()) { dtype } else { &DType::F32 };
                 let bytes = Bytes::Absent(dtype.bytes(shape.count()));
                 vec![Rows { count: shape[0], dtype: *dtype, scale: Scale::NONE, bytes }]
             }
@@ -406,16 +454,21 @@ fn read_piece(checkpoint: &Checkpoint, name: &str, piece: &Piece, row: usize) ->
         checkpoint.check_format(layer)?;
     }
     let Some(dtype) = entry.weight_dtype() else {
-        let problem = format!("stores '{name}' as {}; expected F32, F16, BF16, F8_E4M3 or F8_E5M2", entry.dtype);
+        let problem = format!("stores '{name}' as {}, which cannot be read; expected {EXPECTED}", entry.dtype);
         return Err(Error::file(checkpoint.origin(), problem));
     };
     let elements: usize = entry.shape.iter().product();
-    if row == 0 || !elements.is_multiple_of(row) || (row > 1 && entry.shape.iter().skip(1).product::<usize>() != row) {
+    // GGUF drops an outermost extent of 1.
+    let whole_rows = entry.shape.iter().skip(1).product::<usize>() == row || entry.shape == [row];
+    if row == 0 || !elements.is_multiple_of(row) || (row > 1 && !whole_rows) {
         let problem = format!("has '{name}' of shape {:?}; rows of {row} elements were expected", entry.shape);
         return Err(Error::file(checkpoint.origin(), problem));
     }
     let scale = Scale::All(scale(checkpoint, name, dtype)?);
     let count = elements / row;
+    // Blocks that reach over the ends of rows, as in a quantised bias: only whole are they rows of numbers.
+    let (dtype, bytes) =
+        if row.is_multiple_of(dtype.block()) { (dtype, bytes) } else { (DType::F32, as_f32(dtype, &bytes, elements)) };
     let rows = Rows { count, dtype, scale, bytes };
     let Some(half) = piece.half else { return Ok(rows) };
     let middle = count / 2;
@@ -423,6 +476,13 @@ fn read_piece(checkpoint: &Checkpoint, name: &str, piece: &Piece, row: usize) ->
         Half::First => 0..middle,
         Half::Second => middle..2 * middle,
     }))
+}
+
+/// All elements as f32: a copy, twelve times the size at most.
+fn as_f32(dtype: DType, bytes: &Bytes, elements: usize) -> Bytes {
+    let mut values = vec![0.0; elements];
+    dtype.decode(bytes.get(), &mut values);
+    Bytes::from(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Arc<[u8]>>())
 }
 
 /// The scale of an fp8 tensor: `X.scale_weight` (ComfyUI's first spelling) or `X.weight_scale` (its second) beside `X.weight`.

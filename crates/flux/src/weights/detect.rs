@@ -44,6 +44,18 @@ pub struct Detected {
     pub naming: Naming,
 }
 
+/// `ComfyUI`'s, and what stable-diffusion.cpp writes besides.
+const CLIP_PREFIXES: [&str; 6] = [
+    "text_encoders.clip_l.transformer.",
+    "text_encoders.clip_l.",
+    "cond_stage_model.transformer.",
+    "conditioner.embedders.0.transformer.",
+    "te1.",
+    "",
+];
+const T5_PREFIXES: [&str; 5] =
+    ["text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", "cond_stage_model.1.transformer.", "te3.", ""];
+
 /// All components of a checkpoint, each once.
 pub fn detect(checkpoint: &Checkpoint) -> Vec<Detected> {
     let has = |prefix: &str, name: &str| checkpoint.entry(&format!("{prefix}{name}")).is_some();
@@ -53,14 +65,15 @@ pub fn detect(checkpoint: &Checkpoint) -> Vec<Detected> {
             found.push(Detected { component, prefix: prefix.to_owned(), naming });
         }
     };
-    for prefix in ["model.diffusion_model.", "", "transformer."] {
+    for prefix in ["model.diffusion_model.", "", "transformer.", "diffusion_model."] {
         if has(prefix, "distilled_guidance_layer.norms.0.scale") {
             continue; // Chroma: FLUX's blocks without its modulations
         }
         let block = |double: &str, single: &str| has(prefix, double) || has(prefix, single);
-        if has(prefix, "img_in.weight")
-            && block("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight")
-        {
+        let bfl = block("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight");
+        // Without `img_in` a file lacks all that is not a block; modulations of each block are FLUX.1's alone.
+        let pruned = || block("double_blocks.0.img_mod.lin.weight", "single_blocks.0.modulation.lin.weight");
+        if bfl && (has(prefix, "img_in.weight") || pruned()) {
             add(Component::Transformer, prefix, Naming::Same);
         }
         let names = ["transformer_blocks.0.attn.add_q_proj.weight", "single_transformer_blocks.0.proj_mlp.weight"];
@@ -77,14 +90,19 @@ pub fn detect(checkpoint: &Checkpoint) -> Vec<Detected> {
             add(Component::Vae, prefix, Naming::VaeDiffusers { levels });
         }
     }
-    for prefix in ["text_encoders.clip_l.transformer.", "text_encoders.clip_l.", ""] {
+    for prefix in CLIP_PREFIXES {
         if ["text_model.", ""].iter().any(|p| has(prefix, &format!("{p}embeddings.token_embedding.weight"))) {
             add(Component::ClipL, prefix, Naming::Same);
         }
     }
-    for prefix in ["text_encoders.t5xxl.transformer.", "text_encoders.t5xxl.", ""] {
-        if has(prefix, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight") {
+    for prefix in T5_PREFIXES {
+        // A bias in every block is UMT5's.
+        let bias = |name: &str| has(prefix, &name.replace('N', "0")) && !has(prefix, &name.replace('N', "1"));
+        if bias("encoder.block.N.layer.0.SelfAttention.relative_attention_bias.weight") {
             add(Component::T5, prefix, Naming::Same);
+        }
+        if bias("enc.blk.N.attn_rel_b.weight") {
+            add(Component::T5, prefix, Naming::T5Llama);
         }
     }
     for (prefix, first) in [("taesd_decoder.", "1.weight"), ("", "1.weight"), ("", "decoder.layers.0.weight")] {

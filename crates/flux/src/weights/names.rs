@@ -1,6 +1,6 @@
-//! BFL's tensor names ↔ diffusers' names, for the transformer and the autoencoder.
+//! BFL's tensor names ↔ diffusers' names, for the transformer and the autoencoder; Hugging Face's ↔ llama.cpp's, for T5.
 //!
-//! Source: `flux/src/flux/model.py`, `diffusers/scripts/convert_flux_to_diffusers.py`. The traps: diffusers keeps q, k, v
+//! Source: `flux/src/flux/model.py`, `diffusers/scripts/convert_flux_to_diffusers.py`, `gguf/tensor_mapping.py`. The traps: diffusers keeps q, k, v
 //! (and the single block's MLP) apart; the last modulation's halves are swapped; the decoder's levels count the other way.
 
 /// How a file names its tensors.
@@ -15,6 +15,8 @@ pub enum Naming {
         /// `block_out_channels.len()`.
         levels: usize,
     },
+    /// T5's encoder as llama.cpp's GGUF files have it.
+    T5Llama,
 }
 
 /// Rows of a tensor in a file that make up a part of one of ours.
@@ -42,6 +44,7 @@ impl Naming {
             Self::Same => whole([name.to_owned()]),
             Self::FluxDiffusers => flux(name),
             Self::VaeDiffusers { levels } => whole([vae(name, levels)]),
+            Self::T5Llama => whole([t5(name)]),
         }
     }
 }
@@ -132,6 +135,31 @@ fn vae(name: &str, levels: usize) -> String {
     level.map_or_else(|| name.clone(), |level| format!("decoder.up_blocks.{level}.{rest}"))
 }
 
+fn t5(name: &str) -> String {
+    let layers = [
+        ("layer.0.SelfAttention.relative_attention_bias", "attn_rel_b"),
+        ("layer.0.SelfAttention.q", "attn_q"),
+        ("layer.0.SelfAttention.k", "attn_k"),
+        ("layer.0.SelfAttention.v", "attn_v"),
+        ("layer.0.SelfAttention.o", "attn_o"),
+        ("layer.0.layer_norm", "attn_norm"),
+        ("layer.1.DenseReluDense.wi_0", "ffn_gate"),
+        ("layer.1.DenseReluDense.wi_1", "ffn_up"),
+        ("layer.1.DenseReluDense.wi", "ffn_up"),
+        ("layer.1.DenseReluDense.wo", "ffn_down"),
+        ("layer.1.layer_norm", "ffn_norm"),
+    ];
+    match name {
+        "shared.weight" => return "token_embd.weight".into(),
+        "encoder.final_layer_norm.weight" => return "enc.output_norm.weight".into(),
+        _ => {}
+    }
+    let Some((block, part)) = block(name, "encoder.block.") else { return name.to_owned() };
+    let (layer, kind) = part.rsplit_once('.').unwrap_or((part, ""));
+    let theirs = layers.iter().find(|(ours, _)| *ours == layer).map_or(layer, |(_, theirs)| theirs);
+    format!("enc.blk.{block}.{theirs}.{kind}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,6 +184,23 @@ mod tests {
     fn the_last_modulation_swaps_halves() {
         let pieces = Naming::FluxDiffusers.pieces("final_layer.adaLN_modulation.1.weight");
         assert_eq!(pieces.iter().map(|p| p.half).collect::<Vec<_>>(), [Some(Half::Second), Some(Half::First)]);
+    }
+
+    #[test]
+    fn an_encoder_of_llama_cpp() {
+        for (ours, theirs) in [
+            ("shared.weight", "token_embd.weight"),
+            ("encoder.final_layer_norm.weight", "enc.output_norm.weight"),
+            ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "enc.blk.0.attn_rel_b.weight"),
+            ("encoder.block.23.layer.0.SelfAttention.o.weight", "enc.blk.23.attn_o.weight"),
+            ("encoder.block.7.layer.1.DenseReluDense.wi_0.weight", "enc.blk.7.ffn_gate.weight"),
+            ("encoder.block.7.layer.1.DenseReluDense.wi_1.weight", "enc.blk.7.ffn_up.weight"),
+            ("encoder.block.7.layer.1.DenseReluDense.wo.weight", "enc.blk.7.ffn_down.weight"),
+            ("encoder.block.7.layer.0.layer_norm.weight", "enc.blk.7.attn_norm.weight"),
+            ("encoder.block.7.layer.1.layer_norm.weight", "enc.blk.7.ffn_norm.weight"),
+        ] {
+            assert_eq!(names(Naming::T5Llama, ours), [theirs]);
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub struct Header {
 /// One tensor of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The format's own name of the element type: `BF16`, `F8_E4M3`, `I64` …
+    /// The file's own name of the element type: `BF16`, `F8_E4M3`, `I64`, `Q4_K` …
     pub dtype: String,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
@@ -42,6 +42,18 @@ impl Entry {
             "BF16" => DType::BF16,
             "F8_E4M3" => DType::F8E4M3,
             "F8_E5M2" => DType::F8E5M2,
+            "Q8_0" => DType::Q8_0,
+            "Q5_1" => DType::Q5_1,
+            "Q5_0" => DType::Q5_0,
+            "Q4_1" => DType::Q4_1,
+            "Q4_0" => DType::Q4_0,
+            "Q6_K" => DType::Q6K,
+            "Q5_K" => DType::Q5K,
+            "Q4_K" => DType::Q4K,
+            "Q3_K" => DType::Q3K,
+            "Q2_K" => DType::Q2K,
+            "IQ4_NL" => DType::IQ4NL,
+            "IQ4_XS" => DType::IQ4XS,
             _ => return None,
         })
     }

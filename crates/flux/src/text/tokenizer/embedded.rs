@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use miniz_oxide::inflate::decompress_to_vec_zlib;
+use tokenizers::AddedToken;
 use tokenizers::models::bpe::Vocab;
-use tokenizers::models::unigram::Unigram;
-use tokenizers::normalizers::{Precompiled, Replace, Sequence as Normalizers, Strip, replace::ReplacePattern};
-use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
-use tokenizers::{AddedToken, Tokenizer};
 
 use super::settings::Settings;
+use super::unigram::Pieces;
 use super::{ClipTokenizer, T5Tokenizer, Text, clip_tokenizer, parse_merges};
 
 /// Merges that have a place in CLIP's vocabulary of 49,408, beside 256 bytes, as many word-final ones and two special
@@ -52,27 +50,16 @@ pub(super) fn t5() -> T5Tokenizer {
     let vocab: Vec<(String, f64)> = pieces.split('\n').map(String::from).zip(scores).collect();
     let is_special =
         |piece: &&String| ["<pad>", "</s>", "<unk>"].contains(&piece.as_str()) || piece.starts_with("<extra_id_");
-    let specials: Vec<AddedToken> = vocab
-        .iter()
-        .map(|(piece, _)| piece)
-        .filter(is_special)
-        .map(|piece| AddedToken::from(piece.as_str(), true))
-        .collect();
-
-    let model = Unigram::from(vocab, Some(2), false).expect("the pieces make a model");
-    let normalisation = Precompiled::from(&asset!("t5-charsmap.bin")).expect("the character map is whole");
-    let spaces = Replace::new(ReplacePattern::Regex(" {2,}".into()), "▁").expect("the pattern compiles");
-    let mut tokenizer = Tokenizer::new(model);
-    tokenizer
-        .with_normalizer(Some(Normalizers::new(vec![
-            normalisation.into(),
-            Strip::new(false, true).into(),
-            spaces.into(),
-        ])))
-        .with_pre_tokenizer(Some(Metaspace::new('▁', PrependScheme::First, true)));
-    tokenizer.add_special_tokens(&specials);
+    let special = vocab.iter().map(|(piece, _)| piece).filter(is_special).cloned().collect();
+    let pieces = Pieces { vocab, unknown: 2, special, charsmap: charsmap(), clean_spaces: true, prefix: true };
+    let tokenizer = pieces.tokenizer().expect("the pieces make a model");
     let framed = T5Tokenizer::framed(Text(tokenizer), Path::new("embedded"), &Settings::default());
     T5Tokenizer { model_max_length: Some(512), ..framed.expect("the special tokens are there") }
+}
+
+/// T5's normalisation.
+pub(super) fn charsmap() -> Vec<u8> {
+    asset!("t5-charsmap.bin")
 }
 
 /// One printable character for each byte, in the order of CLIP's ids: those that print as themselves, then the others.
