@@ -1,7 +1,9 @@
 //! How to compute: the flags that all verbs which run a model share.
 
+use std::path::PathBuf;
+
 use clap::Args;
-use flux::LoadOptions;
+use flux::{LoadOptions, PromptCache};
 use tensor::{Device, Precision};
 
 /// How to compute.
@@ -19,6 +21,36 @@ pub(crate) struct ComputeArgs {
     /// read from their files at every step; the picture does not depend on it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     memory_limit: Option<u64>,
+}
+
+/// What is kept of prompts.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Computing")]
+pub(crate) struct CacheArgs {
+    /// Where text encoders' results are kept for prompts asked for again, up to 1 GiB; the prompt itself is not written
+    /// [default: darkroom/prompts in $DARKROOM_CACHE or the user's cache folder]
+    #[arg(long, value_name = "FOLDER", conflicts_with = "no_prompt_cache")]
+    prompt_cache: Option<PathBuf>,
+    /// Keep nothing of prompts
+    #[arg(long)]
+    no_prompt_cache: bool,
+}
+
+impl CacheArgs {
+    /// The cache, unless it is not wanted or there is no place for it.
+    pub(crate) fn cache(&self) -> Option<PromptCache> {
+        if self.no_prompt_cache {
+            return None;
+        }
+        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let users = || {
+            let home =
+                var("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
+            var("XDG_CACHE_HOME").or_else(|| var("LOCALAPPDATA")).or(home)
+        };
+        let usual = || var("DARKROOM_CACHE").or_else(users).map(|folder| folder.join("darkroom").join("prompts"));
+        self.prompt_cache.clone().or_else(usual).map(PromptCache::new)
+    }
 }
 
 /// A precision, or what suits the model.

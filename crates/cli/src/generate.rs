@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use flux::{
-    Event, Generated, Pipeline, Request, Watch,
+    Event, Generated, LoadOptions, Pipeline, Request, Watch,
     image_file::{self, Encoding, Format, MetadataLevel, Provenance},
     noise::Noise,
     pixels::Rgb8,
@@ -23,7 +23,7 @@ use flux::{
 
 use crate::{
     Usage,
-    compute_args::ComputeArgs,
+    compute_args::{CacheArgs, ComputeArgs},
     model_args::{ModelArgs, shown},
     output::{self, Template},
     progress::Progress,
@@ -117,6 +117,8 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     compute: ComputeArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Decode the picture in tiles: auto (above 2048×1024 pixels), on or off
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["auto", "on", "off"], help_heading = "Computing")]
     vae_tiling: String,
@@ -136,7 +138,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let start = Instant::now();
     let mut watch = Follow { progress: Progress::new(args.quiet), cancel, previews: None };
-    let options = args.compute.options();
+    let options = LoadOptions { prompt_cache: args.cache.cache(), ..args.compute.options() };
     let pipeline = Pipeline::load(args.model.find()?, &options, &mut watch)?;
     watch.progress.loaded(pipeline.name(), pipeline.notice(), start.elapsed());
 

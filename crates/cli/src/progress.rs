@@ -55,6 +55,7 @@ impl Progress {
                     self.note(&format!("memory: {line}"));
                 }
             }
+            Event::PromptKnown => self.note("prompt embeddings from the cache"),
             Event::Encoding => self.stage("reading the prompt"),
             Event::Decoding { picture } => self.stage(&format!("decoding picture {}", picture + 1)),
             Event::Step(step) => self.step(step),

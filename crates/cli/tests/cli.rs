@@ -17,7 +17,14 @@ fn darkroom(folder: &Path, args: &[&str]) -> Output {
 
 fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
-    command.args(args).current_dir(folder).env("HOME", folder).env_remove("HF_HOME").env_remove("COMFYUI_PATH");
+    command
+        .args(args)
+        .current_dir(folder)
+        .env("HOME", folder)
+        .env_remove("HF_HOME")
+        .env_remove("COMFYUI_PATH")
+        .env_remove("XDG_CACHE_HOME")
+        .env_remove("DARKROOM_CACHE");
     command
 }
 

@@ -191,7 +191,12 @@ impl Model {
     fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
         let (verb, rest) = args.split_first().unwrap();
-        command.arg(verb).current_dir(self.0.path()).env("HOME", self.0.path()).env_remove("XDG_CACHE_HOME");
+        command
+            .arg(verb)
+            .current_dir(self.0.path())
+            .env("HOME", self.0.path())
+            .env_remove("XDG_CACHE_HOME")
+            .env_remove("DARKROOM_CACHE");
         command.args(["--transformer", "flux.safetensors", "--t5xxl", "t5.safetensors"]);
         command.args(["--clip-l", "clip.safetensors", "--vae", "vae.safetensors", "--threads", "2"]);
         command.args(["--t5-length", "64"]).args(rest).output().unwrap()
@@ -206,7 +211,7 @@ impl Model {
     /// A picture and what was planned and taken, bytes.
     fn picture(&self, name: &str, args: &[&str]) -> (Vec<u8>, u64, u64) {
         let path = format!("{name}.png");
-        let fixed = ["generate", "a red apple", "--steps", "2", "-s", "1", "--json", "-o", &path];
+        let fixed = ["generate", "a red apple", "--steps", "2", "-s", "1", "--json", "-o", &path, "--no-prompt-cache"];
         let told = self.json(&[&fixed, args].concat());
         let picture = std::fs::read(self.0.path().join(&path)).unwrap();
         let [planned, taken] = ["planned_bytes", "peak_bytes"].map(|key| told[key].as_u64().unwrap());
@@ -241,6 +246,33 @@ fn no_run_takes_more_than_its_plan_and_no_limit_changes_a_byte() {
     let limited = ["--size", "64x64", "-n", "blur", "--true-cfg", "2", "--memory-limit", "200MB"];
     assert!(model.picture("guided, limited", &limited).0 == once);
     a_job_that_does_not_fit_is_refused_before_it_starts(&model);
+    a_prompt_asked_for_again_takes_no_t5(&model);
+}
+
+fn a_prompt_asked_for_again_takes_no_t5(model: &Model) {
+    let cache = model.0.path().join(".cache/darkroom/prompts");
+    assert!(!cache.exists(), "--no-prompt-cache wrote something");
+    let picture = |name: &str, prompt: &str| {
+        let args = ["generate", prompt, "--steps", "1", "-s", "1", "--size", "64x64", "--json", "-o", name];
+        let output = model.run(&args);
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{told}");
+        let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let peak = json["peak_bytes"].as_u64().unwrap();
+        (std::fs::read(model.0.path().join(name)).unwrap(), told.contains("from the cache"), peak)
+    };
+    let (first, known, peak) = picture("first.png", "a red apple");
+    assert!(!known);
+    let files: Vec<_> = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 1);
+    let content = std::fs::read(&files[0]).unwrap();
+    assert!(!content.windows(9).any(|bytes| bytes == b"red apple"), "the prompt was written");
+    let (second, known, lower) = picture("second.png", "a red apple");
+    assert!(known && second == first && lower <= peak, "{known} {lower} {peak}");
+    assert!(!picture("other.png", "a green apple").1);
+    std::fs::write(&files[0], &content[..100]).unwrap();
+    assert!(!picture("third.png", "a red apple").1, "a damaged file was used");
+    assert!(std::fs::read(&files[0]).unwrap() == content, "a damaged file was not replaced");
 }
 
 fn a_job_that_does_not_fit_is_refused_before_it_starts(model: &Model) {

@@ -60,6 +60,7 @@ mod preview;
 pub mod image_file;
 mod pipeline;
 pub mod plan;
+pub mod prompt_cache;
 pub mod watch;
 // What the models are made of.
 pub mod memory;
@@ -68,5 +69,6 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use pipeline::{Generated, LoadOptions, Pipeline, Seconds};
+pub use prompt_cache::PromptCache;
 pub use request::Request;
 pub use watch::{Event, Step, Watch};

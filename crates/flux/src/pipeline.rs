@@ -1,8 +1,12 @@
 //! The story of a picture, top to bottom: [`Pipeline::generate`].
 
-use std::{ops::ControlFlow, sync::Arc, time::Instant};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
 
-use tensor::{Backend, Device, Precision, Tensor};
+use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
 
 use crate::{
     denoise::{Guided, denoise},
@@ -14,6 +18,7 @@ use crate::{
     pixels::{self, Range, Rgb8},
     plan::{self, Plan, Size},
     preview::Previewer,
+    prompt_cache::{Embeddings, Key, PromptCache},
     request::Request,
     safety::{Reviewed, Safety, Screened},
     schedule::SchedulerConfig,
@@ -40,6 +45,9 @@ pub struct LoadOptions {
     /// The most memory that the process may take, bytes; `None`: what the machine has available when a picture is asked for
     /// ([`crate::memory::available`]). Weights that do not fit beside the rest are read again at every step; pictures stay the same.
     pub memory_limit: Option<u64>,
+    /// Where the text encoders' results are kept, so that a prompt asked for again takes no T5; `None`: nowhere. Models
+    /// whose T5 takes less than 50 MB never use it.
+    pub prompt_cache: Option<PromptCache>,
 }
 
 /// A loaded model.
@@ -62,6 +70,8 @@ pub struct Pipeline {
     backend: Arc<dyn Backend>,
     precision: Precision,
     safety: Safety,
+    /// What all embeddings of these encoders depend on; known when the first is asked for.
+    encoders: OnceLock<Key>,
     clip_tokenizer: Tokenizer<ClipTokenizer>,
     t5_tokenizer: Tokenizer<T5Tokenizer>,
     clip: Clip,
@@ -154,6 +164,7 @@ impl Pipeline {
         let pipeline = Self {
             safety: options.safety.clone().unwrap_or_else(Safety::off),
             options: options.clone(),
+            encoders: OnceLock::new(),
             files,
             backend,
             precision,
@@ -385,7 +396,7 @@ impl Pipeline {
         prompt: &Screened<&str>,
         t5_length: usize,
         plan: &Plan,
-        watch: &dyn Watch,
+        watch: &mut dyn Watch,
     ) -> Result<Conditioning> {
         let longest = self.clip.config().max_position_embeddings;
         let clip_length = self.clip_tokenizer.model_max_length().map_or(longest, |length| length.min(longest));
@@ -397,6 +408,20 @@ impl Pipeline {
         let t5_ids = self.t5_tokenizer.encode(prompt, t5_length)?;
         check_ids("CLIP", &clip_ids, self.clip.config().vocab_size)?;
         check_ids("T5", &t5_ids, self.t5.config().vocab_size)?;
+        let cache = self.prompt_cache().map(|cache| {
+            let mut key = self.encoders.get_or_init(|| self.encoders()).clone();
+            key.ids(&clip_ids);
+            key.ids(&t5_ids);
+            (cache, key)
+        });
+        if let Some(found) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
+            let [txt, pooled] = [[t5_length, self.t5.config().d_model], [1, self.clip.config().hidden_size]];
+            if (found.txt.0, found.pooled.0) == (txt, pooled) {
+                watch.event(Event::PromptKnown);
+                let tensor = |(shape, values): ([usize; 2], _)| Tensor::from_vec(&self.backend, shape, values);
+                return Ok(Conditioning { txt: tensor(found.txt), pooled: tensor(found.pooled) });
+            }
+        }
         let pooled = self.clip.forward(&self.backend, &clip_ids).pooled;
         self.clip_extent.release();
         self.backend.release_idle();
@@ -406,7 +431,30 @@ impl Pipeline {
             stream.done(block);
             watch::check(watch)
         })?;
+        if let Some((cache, key)) = &cache {
+            let values = |x: &Tensor| ([x.shape()[0], x.shape()[1]], x.to_vec());
+            cache.put(key, &Embeddings { txt: values(&txt), pooled: values(&pooled) });
+        }
         Ok(Conditioning { txt, pooled })
+    }
+
+    /// The cache, if there is one and T5 is large enough to pay for a file.
+    fn prompt_cache(&self) -> Option<&PromptCache> {
+        /// Bytes of weights: a smaller T5 takes about as long as reading what it said.
+        const WORTH_KEEPING: u64 = 50_000_000;
+        self.options.prompt_cache.as_ref().filter(|_| self.t5.layout().bytes() >= WORTH_KEEPING)
+    }
+
+    /// What embeddings depend on beside the tokens.
+    fn encoders(&self) -> Key {
+        let mut key = Key::new();
+        key.text(&format!("{} {:?} {}", self.backend.name(), Level::best(), self.precision.without_int8()));
+        key.text(&format!("{:?} {:?}", self.clip.config(), self.t5.config()));
+        for part in [&self.files.clip_l, &self.files.t5] {
+            key.text(&format!("{:?}", part.detected));
+            part.checkpoint.files().iter().for_each(|file| key.file(file));
+        }
+        key
     }
 
     /// `[channels, height, width]` of latents that cover the request: even, so that they pack 2×2.

@@ -16,6 +16,8 @@ pub enum Event<'a> {
     Planned(&'a Plan),
     /// The prompt is being read.
     Encoding,
+    /// What the encoders say of the prompt was found in the cache.
+    PromptKnown,
     /// A step is done.
     Step(Step<'a>),
     /// A picture is being decoded.

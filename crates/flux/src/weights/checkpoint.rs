@@ -172,6 +172,11 @@ impl Checkpoint {
         &self.origin
     }
 
+    /// Its files' bytes, in the order in which they were opened.
+    pub(crate) fn files(&self) -> &[Bytes] {
+        &self.files
+    }
+
     /// Names and entries, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Entry)> {
         self.tensors.iter().map(|(name, (_, entry))| (name.as_str(), entry))
