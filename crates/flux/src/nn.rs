@@ -146,7 +146,8 @@ impl EncoderLayer {
         let h = self.layer_norm1.forward(x);
         let [q, k, v] =
             [&self.q_proj, &self.k_proj, &self.v_proj].map(|p| p.forward(&h).reshape([tokens, self.heads, head_dim]));
-        let attention = q.attention(&k, &v, (head_dim as f32).sqrt().recip(), mask).reshape([tokens, d]);
+        let scale = (head_dim as f32).sqrt().recip();
+        let attention = q.attention(&k, &v, scale, mask, self.q_proj.weight.precision()).reshape([tokens, d]);
         let x = x.add(&self.out_proj.forward(&attention));
         let h = self.fc1.then(&self.layer_norm2.forward(&x), self.activation);
         x.add(&self.fc2.forward(&h))

@@ -125,16 +125,22 @@ fn main() {
             });
         }
     }
-    for (tokens, heads, d) in [(768, 24, 128), (1536, 24, 128), (4608, 4, 128), (512, 64, 64), (1024, 1, 512)] {
-        let name = format!("attention {tokens} tokens, {heads} × {d}");
+    let shapes = [(768, 24, 128), (1536, 24, 128), (4608, 4, 128), (512, 64, 64), (1024, 1, 512), (4096, 1, 512)];
+    for ((tokens, heads, d), precision) in
+        shapes.into_iter().flat_map(|s| [Precision::F32, Precision::BF16].map(|p| (s, p)))
+    {
+        let name = format!("attention {tokens} tokens, {heads} × {d}, {precision}");
         if !name.contains(&only) {
             continue;
         }
         let [q, k, v] =
             [1, 2, 3].map(|seed| Tensor::from_vec(&backend, [tokens, heads, d], random(tokens * heads * d, seed)));
         let flop = 4.0 * (tokens * tokens * heads * d) as f64;
-        report(&name, &cpu, one_thread, Precision::F32, flop, || {
-            q.attention(&k, &v, 1.0 / (d as f32).sqrt(), Mask::None)
+        let bias = random(if d == 64 { heads * tokens * tokens } else { 0 }, 4);
+        let bias = (d == 64).then(|| Tensor::from_vec(&backend, [heads, tokens, tokens], bias));
+        let mask = bias.as_ref().map_or(Mask::None, Mask::Bias);
+        report(&name, &cpu, one_thread, precision, flop, || {
+            q.attention(&k, &v, 1.0 / (d as f32).sqrt(), mask, precision)
         });
     }
 }

@@ -8,7 +8,7 @@
 
 use std::{any::Any, fmt::Debug, sync::Arc};
 
-use crate::{Shape, Tensor, Weight};
+use crate::{Precision, Shape, Tensor, Weight};
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -105,7 +105,11 @@ pub trait Backend: Any + Debug + Send + Sync {
     fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor;
 
     /// `softmax(scale · q·kᵀ + mask) · v` per head: `q [Lq, heads, d]`, `k, v [Lk, heads, d]` → `[Lq, heads, d]`.
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor;
+    ///
+    /// In any precision but f32 the factors of both products are rounded to bf16: `scale · log₂e · q`, k, v, and the weights
+    /// `2^(s − ⌈max s⌉)`, `s` being the scores in units of log₂; the weights' sum is that of the rounded ones.
+    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>, precision: Precision)
+    -> Tensor;
 
     /// Cross-correlation: `x [H, W, in]`, `weight [out, in, kh, kw]`, `bias [out]` → `[H', W', out]`.
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor;

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    Backend, Binary, Buffer, Mask, Padding, Shape, Tensor, Unary, Weight,
+    Backend, Binary, Buffer, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
     cpu::{Footprint, Level},
 };
 
@@ -141,11 +141,13 @@ impl Backend for DryRun {
         y
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, _: &Tensor, _: f32, mask: Mask<'_>) -> Tensor {
+    fn attention(&self, q: &Tensor, k: &Tensor, _: &Tensor, _: f32, mask: Mask<'_>, precision: Precision) -> Tensor {
         let [lq, heads, d] = [q.shape()[0], q.shape()[1], q.shape()[2]];
         let pairs = if matches!(mask, Mask::Causal) { lq * (lq + 1) / 2 } else { lq * k.shape()[0] };
         self.ledger.work().attention_flop += 4 * (pairs * heads * d) as u64;
-        self.moved(q, q.shape())
+        let y = self.moved(q, q.shape());
+        self.beside(self.kernels.attention([k.shape()[0], heads, d], precision));
+        y
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
@@ -234,7 +236,7 @@ impl Backend for DryRun {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Bytes, DType, Precision, Rows, Scale};
+    use crate::{Bytes, DType, Rows, Scale};
 
     #[test]
     fn a_layer_of_twelve_thousand_features_costs_nothing_to_count() {
@@ -261,9 +263,9 @@ mod tests {
     fn keys_behind_a_causal_mask_are_free() {
         let dry = DryRun::new();
         let q = dry.clone().upload([5, 2, 8].into(), Vec::new());
-        q.attention(&q, &q, 1.0, Mask::Causal);
+        q.attention(&q, &q, 1.0, Mask::Causal, Precision::F32);
         assert_eq!(dry.report().attention_flop, 4 * 15 * 2 * 8);
-        q.attention(&q, &q, 1.0, Mask::None);
+        q.attention(&q, &q, 1.0, Mask::None, Precision::BF16);
         assert_eq!(dry.report().attention_flop, 4 * (15 + 25) * 2 * 8);
     }
 }

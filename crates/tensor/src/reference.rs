@@ -150,26 +150,44 @@ impl Backend for Reference {
         result(x, x.shape().with_last(n), y)
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f32,
+        mask: Mask<'_>,
+        precision: Precision,
+    ) -> Tensor {
         let [lq, heads, d] = [q.shape()[0], q.shape()[1], q.shape()[2]];
         let lk = k.shape()[0];
-        let element =
-            |x: &Tensor, token: usize, head: usize, i: usize| f64::from(values(x)[(token * heads + head) * d + i]);
+        // Scores in units of log₂.
+        let q_scaled = values(q).iter().map(|&q| match precision {
+            Precision::F32 => f64::from(q) * f64::from(scale) * consts::LOG2_E,
+            _ => factor(q * (scale * consts::LOG2_E as f32), precision),
+        });
+        let [q_scaled, k, v] = [q_scaled.collect(), factors(values(k), precision), factors(values(v), precision)];
+        let element = |x: &[f64], token: usize, head: usize, i: usize| x[(token * heads + head) * d + i];
         let mut y = Vec::with_capacity(lq * heads * d);
         for query in 0..lq {
             for head in 0..heads {
                 let seen = if matches!(mask, Mask::Causal) { query + 1 } else { lk };
                 let score = |key: usize| {
-                    let product: f64 = (0..d).map(|i| element(q, query, head, i) * element(k, key, head, i)).sum();
+                    let product: f64 =
+                        (0..d).map(|i| element(&q_scaled, query, head, i) * element(&k, key, head, i)).sum();
                     let shift = if let Mask::Bias(b) = mask { values(b)[(head * lq + query) * lk + key] } else { 0.0 };
-                    product * f64::from(scale) + f64::from(shift)
+                    product + f64::from(shift) * consts::LOG2_E
                 };
                 let scores: Vec<f64> = (0..seen).map(score).collect();
                 let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+                let weight = |score: &f64| match precision {
+                    Precision::F32 => (score - max).exp2(),
+                    _ => factor((score - max.ceil()).exp2() as f32, precision),
+                };
+                let weights: Vec<f64> = scores.iter().map(weight).collect();
                 let sum: f64 = weights.iter().sum();
                 for i in 0..d {
-                    let mixed: f64 = (0..seen).map(|key| weights[key] * element(v, key, head, i)).sum();
+                    let mixed: f64 = (0..seen).map(|key| weights[key] * element(&v, key, head, i)).sum();
                     y.push((mixed / sum) as f32);
                 }
             }

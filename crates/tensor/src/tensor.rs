@@ -5,7 +5,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Backend, Binary, Mask, Padding, Shape, Unary, Weight};
+use crate::{Backend, Binary, Mask, Padding, Precision, Shape, Unary, Weight};
 
 /// Elements on a backend, opaque to all others.
 pub type Buffer = Arc<dyn Any + Send + Sync>;
@@ -122,9 +122,10 @@ impl Tensor {
         }
     }
 
-    /// `softmax(scale · q·kᵀ + mask) · v`, each head by itself: `self` is `q [Lq, heads, d]`; `k, v [Lk, heads, d]`.
+    /// `softmax(scale · q·kᵀ + mask) · v`, each head by itself: `self` is `q [Lq, heads, d]`; `k, v [Lk, heads, d]`. What is
+    /// rounded in which precision: see [`Backend::attention`].
     #[track_caller]
-    pub fn attention(&self, k: &Self, v: &Self, scale: f32, mask: Mask<'_>) -> Self {
+    pub fn attention(&self, k: &Self, v: &Self, scale: f32, mask: Mask<'_>, precision: Precision) -> Self {
         assert!(self.shape.rank() == 3, "q must be [tokens, heads, d], not {}", self.shape);
         let [lq, heads, d] = [self.shape[0], self.shape[1], self.shape[2]];
         assert!(k.shape.rank() == 3 && k.shape == v.shape, "k is {} and v {}", k.shape, v.shape);
@@ -137,7 +138,7 @@ impl Tensor {
                 assert!(bias.shape == [heads, lq, lk].into(), "bias {} for {lq}×{lk} scores", bias.shape);
             }
         }
-        self.backend.attention(self, k, v, scale, mask)
+        self.backend.attention(self, k, v, scale, mask, precision)
     }
 
     /// Cross-correlation with zero padding: `[H, W, in]` with `[out, in, kh, kw]` → `[H', W', out]`.

@@ -342,13 +342,19 @@ fn attention_with_every_mask() {
         bias.1.iter_mut().step_by(7).for_each(|b| *b = -1e9);
         let inputs = [q, k, v, bias];
         for scale in [1.0 / (d as f32).sqrt(), 3.0] {
-            let case = format!("attention {lq}×{lk}, {heads}×{d}, scale {scale}");
-            // Scores are rounded at their own size before they are exponents.
-            let bound = SUMS * f64::from(1.0 + scale * scale * d as f32);
-            check(&random, &case, bound, &inputs, |_, t| t[0].attention(&t[1], &t[2], scale, Mask::None));
-            check(&random, &case, bound, &inputs, |_, t| t[0].attention(&t[1], &t[2], scale, Mask::Bias(&t[3])));
-            if lq == lk {
-                check(&random, &case, bound, &inputs, |_, t| t[0].attention(&t[1], &t[2], scale, Mask::Causal));
+            for precision in PRECISIONS {
+                let case = format!("attention {lq}×{lk}, {heads}×{d}, scale {scale}, {precision}");
+                // Scores are rounded at their own size before they are exponents. In bf16 a few weights are then rounded to
+                // the other neighbour, 2⁻⁸ away: one in 10³, or four where there are not many.
+                let size = f64::from(1.0 + scale * scale * d as f32);
+                let rows = (lq * heads).max(1) as f64;
+                let bound = if precision == Precision::F32 { SUMS * size } else { 1e-7 * size + 6e-5 / rows };
+                let run = |mask: Mask<'_>, t: &[Tensor]| t[0].attention(&t[1], &t[2], scale, mask, precision);
+                check(&random, &case, bound, &inputs, |_, t| run(Mask::None, t));
+                check(&random, &case, bound, &inputs, |_, t| run(Mask::Bias(&t[3]), t));
+                if lq == lk {
+                    check(&random, &case, bound, &inputs, |_, t| run(Mask::Causal, t));
+                }
             }
         }
     }
@@ -504,7 +510,9 @@ fn everything(backend: &Arc<dyn Backend>, random: &mut Random) -> Vec<(&'static 
         let kernel = random.weight([70, 96, 3, 3], &[(70, DType::BF16, 1.0)], precision);
         results.push(("conv", picture.conv2d(&kernel, None, 1, Padding::all(1))));
     }
-    results.push(("attention", q.attention(&k, &v, 0.2, Mask::None)));
+    for precision in PRECISIONS {
+        results.push(("attention", q.attention(&k, &v, 0.2, Mask::None, precision)));
+    }
     results.push(("layer norm", x.modulated_norm(&row, &row, 1e-6)));
     results.push(("rms norm", x.rms_norm(&row, 1e-6)));
     results.push(("group norm", picture.group_norm_silu(32, &gain, &offset, 1e-6)));

@@ -69,11 +69,13 @@ fn no_operation_takes_more_than_the_dry_run_counts() {
             }
         }
         for (tokens, heads, d) in [(300, 4, 128), (200, 8, 64), (400, 1, 512)] {
-            compare(level, &format!("attention of {heads} heads of {d}"), |backend, start| {
-                let [q, k, v] = [(); 3].map(|()| zeros(backend, &[tokens, heads, d]));
-                start();
-                q.attention(&k, &v, 0.1, Mask::None);
-            });
+            for precision in [Precision::F32, Precision::BF16] {
+                compare(level, &format!("attention of {heads} heads of {d} in {precision}"), |backend, start| {
+                    let [q, k, v] = [(); 3].map(|()| zeros(backend, &[tokens, heads, d]));
+                    start();
+                    q.attention(&k, &v, 0.1, Mask::None, precision);
+                });
+            }
         }
         compare(level, "norms and what is between", |backend, start| {
             let x = zeros(backend, &[30, 40, 64]);

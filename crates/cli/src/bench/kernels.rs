@@ -141,16 +141,18 @@ fn all() -> Vec<Kernel> {
             });
         }
     }
-    for [tokens, heads, d] in ATTENTIONS {
-        all.push(Kernel {
-            name: format!("f32 attention {tokens} tokens, {heads} × {d}"),
-            precision: Precision::F32,
-            flop: 4.0 * (tokens * tokens * heads * d) as f64,
-            prepare: Box::new(move |backend| {
-                let [q, k, v] = [1, 2, 3].map(|_| random(backend, [tokens, heads, d]));
-                Box::new(move || q.attention(&k, &v, (d as f32).sqrt().recip(), Mask::None))
-            }),
-        });
+    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::BF16)] {
+        for [tokens, heads, d] in ATTENTIONS {
+            all.push(Kernel {
+                name: format!("{name} attention {tokens} tokens, {heads} × {d}"),
+                precision,
+                flop: 4.0 * (tokens * tokens * heads * d) as f64,
+                prepare: Box::new(move |backend| {
+                    let [q, k, v] = [1, 2, 3].map(|_| random(backend, [tokens, heads, d]));
+                    Box::new(move || q.attention(&k, &v, (d as f32).sqrt().recip(), Mask::None, precision))
+                }),
+            });
+        }
     }
     all
 }

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use tensor::{Backend, Binary, Mask, Padding, Shape, Tensor, Unary, Weight};
+use tensor::{Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight};
 
 /// Seconds by kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -99,11 +99,19 @@ impl Backend for Timed {
         self.wrap(x, Kind::Linear, || self.inner.linear(&inner, weight, bias.as_ref()))
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f32,
+        mask: Mask<'_>,
+        precision: Precision,
+    ) -> Tensor {
         let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
         let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
         let mask = bias.as_ref().map_or(mask, Mask::Bias);
-        self.wrap(q, Kind::Attention, || self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask))
+        self.wrap(q, Kind::Attention, || self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {

@@ -305,7 +305,8 @@ impl Block {
         let tokens = x.shape()[0];
         let h = x.rms_norm(&self.attention_norm, config.layer_norm_epsilon);
         let heads = |w: &Weight| h.linear(w, None).reshape([tokens, config.num_heads, config.d_kv]);
-        let attention = heads(&self.q).attention(&heads(&self.k), &heads(&self.v), 1.0, Mask::Bias(bias));
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(heads);
+        let attention = q.attention(&k, &v, 1.0, Mask::Bias(bias), self.q.precision());
         let x = x.add(&attention.reshape([tokens, config.num_heads * config.d_kv]).linear(&self.o, None));
 
         let h = x.rms_norm(&self.mlp_norm, config.layer_norm_epsilon);

@@ -2,7 +2,7 @@
 //!
 //! Text stands before the picture in the joint attention; queries and keys are normed per head, then rotated.
 
-use tensor::{Mask, Tensor, Unary};
+use tensor::{Mask, Precision, Tensor, Unary};
 
 use super::FluxConfig;
 use crate::{error::Result, nn::Linear, weights::Weights};
@@ -72,10 +72,10 @@ impl Qkv {
     }
 
     /// Every token sees every other: → `[L, d]`.
-    fn attention(&self) -> Tensor {
+    fn attention(&self, precision: Precision) -> Tensor {
         let [tokens, heads, head_dim] = [0, 1, 2].map(|axis| self.q.shape()[axis]);
         let scale = (head_dim as f32).sqrt().recip();
-        self.q.attention(&self.k, &self.v, scale, Mask::None).reshape([tokens, heads * head_dim])
+        self.q.attention(&self.k, &self.v, scale, Mask::None, precision).reshape([tokens, heads * head_dim])
     }
 }
 
@@ -148,7 +148,7 @@ impl DoubleStreamBlock {
             &self.txt.norm.split(&txt_qkv, self.heads, txt_angles),
             &self.img.norm.split(&img_qkv, self.heads, img_angles),
         )
-        .attention();
+        .attention(self.img.qkv.weight.precision());
 
         let img = self.img.finish(img, &attention.slice(0, txt_tokens, img_tokens), &img_mod);
         let txt = self.txt.finish(txt, &attention.slice(0, 0, txt_tokens), &txt_mod);
@@ -185,7 +185,7 @@ impl SingleStreamBlock {
     pub(super) fn forward(&self, x: &Tensor, vec: &Tensor, angles: &Tensor) -> Tensor {
         let [modulation] = Modulation::compute::<1>(&self.modulation, vec);
         let fused = self.linear1.forward(&modulation.norm(x)); // q | k | v | mlp
-        let attention = self.norm.split(&fused, self.heads, angles).attention();
+        let attention = self.norm.split(&fused, self.heads, angles).attention(self.linear1.weight.precision());
         let mlp = fused.slice(1, 3 * self.hidden_size, fused.shape()[1] - 3 * self.hidden_size).unary(Unary::GeluTanh);
         self.linear2.gated_add(x, &modulation.gate, &Tensor::concat(&[&attention, &mlp], 1))
     }

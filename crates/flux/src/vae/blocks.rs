@@ -129,7 +129,7 @@ impl Attention {
         let [h, w, c] = [x.shape()[0], x.shape()[1], x.shape()[2]];
         let normed = self.norm.forward(x);
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|p| p.forward(&normed).reshape([h * w, 1, c]));
-        let attention = q.attention(&k, &v, (c as f32).sqrt().recip(), Mask::None);
+        let attention = q.attention(&k, &v, (c as f32).sqrt().recip(), Mask::None, self.q.weight.precision());
         x.add(&self.proj_out.forward(&attention.reshape([h, w, c])))
     }
 }

@@ -176,11 +176,19 @@ impl Backend for Trace {
         self.wrap(x, self.inner.linear(&Self::open(x), weight, bias.map(Self::open).as_ref()))
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f32,
+        mask: Mask<'_>,
+        precision: Precision,
+    ) -> Tensor {
         let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
         let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
         let mask = bias.as_ref().map_or(mask, Mask::Bias);
-        self.wrap(q, self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask))
+        self.wrap(q, self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {

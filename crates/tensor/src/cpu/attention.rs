@@ -1,30 +1,44 @@
-//! Attention without a matrix of scores (Dao et al., arXiv 2205.14135; Milakov and Gimelshein, arXiv
-//! 1805.02867).
+//! Attention without a matrix of scores (Dao et al., arXiv 2205.14135; Milakov and Gimelshein, arXiv 1805.02867).
 //!
-//! Queries are the lanes: a tile of them stands beside each other as columns, keys come by in blocks, and maximum, exponential
-//! and sum run down the columns without ever crossing lanes. The weights of a block of keys are then, as they lie, the strips
-//! of their product with the values. Parallel over heads and groups of tiles.
+//! `y = softmax(scale · q·kᵀ + shift) · v` per head, `d` wide. Keys and values are packed once: keys as panels (lanes are keys),
+//! values as panels of a block of keys (lanes are dimensions). A task takes strips of one head's queries; for each block of keys
+//! it makes weights, tile by tile, while the scores are in registers, then adds their product with the values to its results. In
+//! bf16 a word of weights is a pair of neighbouring keys: what rounding two vectors gives, without a shuffle.
+//!
+//! Traffic: q, k, v read once; packed keys and values once a task. Beside the products about 9 instructions for 16 scores, which
+//! cost `d / 8` instructions in f32 and half of it in bf16. Measured shares of the peak are in `SPEED.md`.
 
-use std::ops::Range;
+use std::{f32::consts::LOG2_E, ops::Range};
 
 use super::{
     Cpu,
-    arch::{Kernel, Vector, VectorSlice},
-    math,
+    arch::{Kernel, Simd, Vector, VectorSlice},
+    math, norm,
     pack::{self, Factors, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
-    tile::Tile,
+    rope,
 };
-use crate::host::HostBuffer;
+use crate::{Precision, host::HostBuffer};
 
-/// Keys of a block: their scores for one tile stay in the first cache.
-const KEYS: usize = 144;
+/// Words of weights in a row of a block: 256 keys in bf16, 128 in f32.
+const BLOCK: usize = 128;
 
-/// Words of queries that a task keeps, about: a quarter of a second cache.
-const QUERIES: usize = 1 << 16;
+/// Words of queries, weights and results that a task keeps, about: half of a second cache.
+const TASK: usize = 1 << 17;
 
-/// Stands for −∞: its exponential is zero beside any score's, and differences with itself are numbers.
+/// Stands for −∞ where a key is hidden.
 const UNSEEN: f32 = -1e30;
+
+/// How far above `m` a score may be: 2⁶⁰ times a million keys is still far from the largest f32.
+///
+/// A row's weights are `2^(s − m)`, `s` in units of log₂ (`scale · log₂e` is multiplied into q before it is rounded) and `m` an
+/// *integer*: the largest score of the first keys, rounded up, and raised only for a score that is more than this above it. As
+/// `m` is an integer, a weight's rounding to bf16 depends neither on it nor, then, on the order of keys. A row is divided by the
+/// sum of its *rounded* weights, so that it stays a weighted mean and their common error cancels.
+const HEADROOM: f32 = 60.0;
+
+/// The most rows that a tile has on any machine.
+const MAX_ROWS: usize = 12;
 
 /// Which keys are seen, with the elements of a bias.
 #[derive(Clone, Copy)]
@@ -37,100 +51,261 @@ pub(super) enum Seen<'a> {
     Biased(&'a [f32]),
 }
 
-/// The operands of all tasks.
+/// Where the heads of all tokens are: those of each stream, one stream after the other.
 #[derive(Clone, Copy)]
-struct Operands<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+pub(super) struct Heads<'a> {
+    pub(super) streams: &'a [Stream<'a>],
+    /// If heads are normed and rotated first: angles `[tokens, d]` and the norm's epsilon.
+    pub(super) rope: Option<(&'a [f32], f32)>,
+}
+
+/// Heads side by side in rows: `heads · d` of `columns`, from `start` on.
+#[derive(Clone, Copy)]
+pub(super) struct Stream<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) tokens: usize,
+    pub(super) columns: usize,
+    pub(super) start: usize,
+    /// The norm's weight `[d]`, if there is one.
+    pub(super) norm: &'a [f32],
+}
+
+impl<'a> Heads<'a> {
+    /// One head of one token, and the weight of its norm.
+    #[inline(always)]
+    fn get(&self, token: usize, head: usize, d: usize) -> (&'a [f32], &'a [f32]) {
+        let mut token = token;
+        for stream in self.streams {
+            if token < stream.tokens {
+                return (&stream.x[token * stream.columns + stream.start + head * d..][..d], stream.norm);
+            }
+            token -= stream.tokens;
+        }
+        unreachable!("the streams have all tokens")
+    }
+
+    /// The words of one head of one token, multiplied by `factor`.
+    #[inline(always)]
+    fn words<V: Vector>(
+        &self,
+        factors: Factors,
+        [token, head]: [usize; 2],
+        factor: f32,
+        spare: &mut [f32],
+        to: &mut [f32],
+    ) {
+        let d = spare.len();
+        let (x, norm) = self.get(token, head, d);
+        if let Some((angles, eps)) = self.rope {
+            norm::rms_norm::<V>(x, norm, eps, spare);
+            rope::rotate_in_place::<V>(spare, &angles[token * d..][..d]);
+        } else {
+            spare.copy_from_slice(x);
+        }
+        if factor != 1.0 {
+            for lanes in spare.chunks_mut(V::LANES) {
+                V::from_slice(lanes).mul(V::splat(factor)).to_slice(lanes);
+            }
+        }
+        pack::to_words::<V>(factors, spare, to);
+    }
+}
+
+/// Sizes.
+#[derive(Clone, Copy)]
+struct Sizes {
     queries: usize,
     keys: usize,
     heads: usize,
     d: usize,
-    scale: f32,
-    seen: Seen<'a>,
+    /// `d` filled up to whole panels.
+    width: usize,
+    /// Lanes of a panel.
+    panel: usize,
+    factors: Factors,
+    /// Words of a head.
+    words: usize,
 }
 
-impl<'a> Operands<'a> {
-    /// One head of one token.
+impl Sizes {
+    /// Panels of keys.
+    fn panels(&self) -> usize {
+        self.keys.div_ceil(self.panel)
+    }
+
+    /// Words that the weights of a panel of keys are.
     #[inline(always)]
-    fn head(&self, x: &'a [f32], token: usize, head: usize) -> &'a [f32] {
-        &x[(token * self.heads + head) * self.d..][..self.d]
+    fn panel_words(&self) -> usize {
+        self.panel / self.factors.per_word()
+    }
+
+    /// Panels of keys in a block.
+    #[inline(always)]
+    fn block_panels(&self) -> usize {
+        BLOCK / self.panel_words()
+    }
+
+    /// The panels of block `block`.
+    #[inline(always)]
+    fn block(&self, block: usize) -> Range<usize> {
+        let each = self.block_panels();
+        block * each..((block + 1) * each).min(self.keys.div_ceil(self.panel))
+    }
+
+    fn new([queries, keys, heads, d]: [usize; 4], precision: Precision, simd: Simd) -> Self {
+        let panel = 2 * simd.lanes();
+        let factors = Factors::new(precision, simd);
+        let width = d.next_multiple_of(panel);
+        Self { queries, keys, heads, d, width, panel, factors, words: factors.words(d) }
+    }
+
+    /// Words of a head's packed keys `[panel][word][key]`, and of its values `[block][panel of d][word][lane]`.
+    fn packed(&self) -> [usize; 2] {
+        [self.panels() * self.words * self.panel, self.panels() * self.panel_words() * self.width]
     }
 }
 
+/// Words that the keys and values of all heads take when they are packed.
+pub(super) fn packed_len([keys, heads, d]: [usize; 3], precision: Precision, simd: Simd) -> usize {
+    heads * Sizes::new([0, keys, heads, d], precision, simd).packed().iter().sum::<usize>()
+}
+
 impl Cpu {
-    /// `softmax(scale · q·kᵀ) · v` per head: `q [queries, heads, d]`, `k, v [keys, heads, d]`.
+    /// `softmax(scale · q·kᵀ + shift) · v` per head → `[queries, heads · d]`.
     pub(super) fn attend(
         &self,
-        [q, k, v]: [&[f32]; 3],
+        [q, k, v]: [Heads<'_>; 3],
         [queries, keys, heads, d]: [usize; 4],
         scale: f32,
         seen: Seen<'_>,
+        precision: Precision,
     ) -> HostBuffer {
-        let mut y = self.buffer(q.len());
-        if q.is_empty() {
+        let mut y = self.buffer(queries * heads * d);
+        if y.values().is_empty() {
             return y;
         }
-        let operands = Operands { q, k, v, queries, keys, heads, d, scale, seen };
-        let tile = 2 * self.simd.lanes();
-        let width = d.next_multiple_of(tile);
-        let tiles = queries.div_ceil(tile);
-        let fair = (tiles * heads).div_ceil(4 * self.threads.count());
-        let per_group = (QUERIES / (tile * width)).min(fair).clamp(1, tiles);
-        let groups = tiles.div_ceil(per_group);
-        let layout = Layout { tile, width, d, tiles: per_group, keys: keys.min(KEYS) };
-        let out = Shared::new(y.values_mut());
-        self.threads.for_each(heads * groups, 2 * q.len() * keys, |task| {
+        let sizes = Sizes::new([queries, keys, heads, d], precision, self.simd);
+        let Sizes { width, .. } = sizes;
+        let [keys_len, values_len] = sizes.packed();
+        let mut packed = self.buffer(heads * (keys_len + values_len));
+        let to = Shared::new(packed.values_mut());
+        let blocks = sizes.panels().div_ceil(sizes.block_panels());
+        self.threads.for_each(heads * blocks, 8 * heads * keys * d, |task| {
+            let (head, block) = (task / blocks, task % blocks);
+            with_scratch((MAX_LANES + 1) * sizes.words + d, |scratch| {
+                self.simd.run(PackKeys { sizes, k, v, head, block, scratch, to });
+            });
+        });
+        let packed = packed.values();
+
+        let rows = self.simd.tile_rows();
+        let strips = Strips::new(queries, rows);
+        let fair = (strips.count() * heads).div_ceil(4 * self.threads.count());
+        let per_task = (TASK / (rows * (sizes.words + BLOCK + width))).min(fair).clamp(1, strips.count());
+        let groups = strips.count().div_ceil(per_task);
+        let y_rows = Shared::new(y.values_mut());
+        self.threads.for_each(heads * groups, queries * keys * heads * d, |task| {
             let (head, group) = (task / groups, task % groups);
-            let queries = group * per_group * tile..((group + 1) * per_group * tile).min(queries);
-            with_scratch(layout.len(), |scratch| {
-                self.simd.run(Group { operands, layout, head, queries, scratch, y: out });
+            let own = group * strips.count() / groups..(group + 1) * strips.count() / groups;
+            let layout = Layout { sizes, rows: strips.rows(own.end - 1).end - strips.rows(own.start).start };
+            with_scratch(layout.sizes().iter().sum(), |scratch| {
+                let [keys, values] = packed[head * (keys_len + values_len)..].split_at(keys_len).into();
+                self.simd.run(Group { layout, q, scale, seen, head, strips, own, keys, values, scratch, y: y_rows });
             });
         });
         y
     }
 }
 
+/// Packs one block of keys and values of one head.
+struct PackKeys<'a> {
+    sizes: Sizes,
+    k: Heads<'a>,
+    v: Heads<'a>,
+    head: usize,
+    block: usize,
+    scratch: &'a mut [f32],
+    to: Shared<'a>,
+}
+
+impl Kernel for PackKeys<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let Self { sizes, k, v, head, block, scratch, to } = self;
+        let Sizes { keys, d, width, panel, factors, words, .. } = sizes;
+        let [keys_len, values_len] = sizes.packed();
+        let start = head * (keys_len + values_len);
+        let (zeros, scratch) = scratch.split_at_mut(words);
+        let (rows, spare) = scratch.split_at_mut(MAX_LANES * words);
+        zeros.fill(0.0);
+        let panels = sizes.block(block);
+        for index in panels.clone() {
+            let at_panel = start + index * words * panel;
+            // SAFETY: each panel belongs to one task.
+            let to = unsafe { to.slice(at_panel..at_panel + words * panel) };
+            for half in 0..2 {
+                let first = index * panel + half * V::LANES;
+                let mut at = [zeros.as_ptr(); MAX_LANES];
+                for (lane, at) in at[..V::LANES].iter_mut().enumerate().take(keys.saturating_sub(first)) {
+                    let row = &mut rows[lane * words..][..words];
+                    k.words::<V>(factors, [first + lane, head], 1.0, spare, row);
+                    *at = row.as_ptr();
+                }
+                // SAFETY: every row has `words` words, the panel has room for as many rows of two vectors.
+                unsafe { pack::transpose::<V>(&at[..V::LANES], words, to.as_mut_ptr().add(half * V::LANES), panel) };
+            }
+        }
+
+        let block_words = panels.len() * sizes.panel_words();
+        let at_block = start + keys_len + panels.start * sizes.panel_words() * width;
+        // SAFETY: each block belongs to one task.
+        let to = unsafe { to.slice(at_block..at_block + block_words * width) };
+        for word in 0..block_words {
+            let key = panels.start * panel + word * factors.per_word();
+            let value = |key: usize| if key < keys { v.get(key, head, d).0 } else { &[] };
+            let [first, second] = [value(key), value(key + 1)];
+            for column in (0..width).step_by(V::LANES) {
+                let a = V::from_slice(first.get(column..).unwrap_or_default());
+                let lanes = match factors {
+                    Factors::F32 => a,
+                    Factors::RoundedF32 => a.round_to_bf16(),
+                    Factors::Bf16Pairs => V::zip_bf16(a, V::from_slice(second.get(column..).unwrap_or_default())),
+                };
+                lanes.to_slice(&mut to[(column / panel * block_words + word) * panel + column % panel..]);
+            }
+        }
+    }
+}
+
 /// What a task keeps in its scratch memory.
 #[derive(Clone, Copy)]
 struct Layout {
-    /// Queries of a tile.
-    tile: usize,
-    /// `d` filled up to whole panels.
-    width: usize,
-    d: usize,
-    tiles: usize,
-    keys: usize,
+    sizes: Sizes,
+    /// Queries of the task.
+    rows: usize,
 }
 
 impl Layout {
-    fn len(self) -> usize {
-        self.sizes().iter().sum()
-    }
-
-    /// Queries `[tile][d][query]`; results `[tile][query][width]`; maxima and sums `[tile][query]`; keys in strips; values in
-    /// panels; scores `[key][query]`; a bias or a row of zeros.
-    fn sizes(self) -> [usize; 7] {
-        let Self { tile, width, d, tiles, keys } = self;
-        [
-            tiles * d * tile,
-            tiles * tile * width,
-            tiles * tile * 2,
-            keys * d,
-            keys * width,
-            keys * tile,
-            (keys * tile).max(d),
-        ]
+    /// Strips of queries `[word][row]`; weights `[row][BLOCK]`; results `[row][width]`; the integer `m` of each row; sums
+    /// `[row][lane]`; shifts of a tile's scores; words of a strip's rows; one head.
+    fn sizes(self) -> [usize; 8] {
+        let Self { sizes: Sizes { d, width, panel, words, .. }, rows } = self;
+        [rows * words, rows * BLOCK, rows * width, rows, rows * MAX_LANES, MAX_ROWS * panel, MAX_ROWS * words, d]
     }
 }
 
-/// One task: some tiles of one head.
+/// One task: some strips of one head's queries.
 struct Group<'a> {
-    operands: Operands<'a>,
     layout: Layout,
+    q: Heads<'a>,
+    scale: f32,
+    seen: Seen<'a>,
     head: usize,
-    queries: Range<usize>,
+    strips: Strips,
+    own: Range<usize>,
+    keys: &'a [f32],
+    values: &'a [f32],
     scratch: &'a mut [f32],
     y: Shared<'a>,
 }
@@ -139,101 +314,82 @@ impl Kernel for Group<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { operands, layout, head, queries, scratch, y } = self;
-        let Operands { k, v, keys, heads, d, seen, .. } = operands;
-        let Layout { tile, width, .. } = layout;
-        let [q_len, o_len, state_len, k_len, v_len, s_len, _] = layout.sizes();
-        let (q_tiles, rest) = scratch.split_at_mut(q_len);
-        let (results, rest) = rest.split_at_mut(o_len);
-        let (state, rest) = rest.split_at_mut(state_len);
-        let (k_strips, rest) = rest.split_at_mut(k_len);
-        let (v_panels, rest) = rest.split_at_mut(v_len);
-        let (scores, spare) = rest.split_at_mut(s_len);
+        let Self { layout, q, scale, seen, head, strips, own, keys, values, scratch, y } = self;
+        let sizes = layout.sizes;
+        let Sizes { queries, heads, d, width, panel, factors, words, .. } = sizes;
+        let [q_len, weights_len, results_len, tops_len, sums_len, shift_len, rows_len, _] = layout.sizes();
+        let (q_strips, scratch) = scratch.split_at_mut(q_len);
+        let (weights, scratch) = scratch.split_at_mut(weights_len);
+        let (results, scratch) = scratch.split_at_mut(results_len);
+        let (tops, scratch) = scratch.split_at_mut(tops_len);
+        let (sums, scratch) = scratch.split_at_mut(sums_len);
+        let (shifts, scratch) = scratch.split_at_mut(shift_len);
+        let (rows_of_words, spare) = scratch.split_at_mut(rows_len);
+        let first = strips.rows(own.start).start;
+        let end = strips.rows(own.end - 1).end;
 
-        operands.pack_queries::<V>(head, queries.clone(), spare, q_tiles);
-        results.fill(0.0);
-        for state in state.chunks_exact_mut(2 * tile) {
-            let (maxima, sums) = state.split_at_mut(tile);
-            maxima.fill(UNSEEN);
-            sums.fill(0.0);
+        for strip in own.clone() {
+            let rows = strips.rows(strip);
+            let mut at = [std::ptr::null(); MAX_LANES];
+            for ((query, to), at) in rows.clone().zip(rows_of_words.chunks_exact_mut(words)).zip(&mut at) {
+                q.words::<V>(factors, [query, head], scale * LOG2_E, &mut spare[..d], to);
+                *at = to.as_ptr();
+            }
+            let to = &mut q_strips[(rows.start - first) * words..(rows.end - first) * words];
+            // SAFETY: every row has `words` words, and `to` has room for them.
+            unsafe { pack::pack_strip::<V>(&at[..rows.len()], words, to.as_mut_ptr()) };
         }
-        for start in (0..keys).step_by(KEYS) {
-            if matches!(seen, Seen::Causal) && start >= queries.end {
+        sums.fill(0.0);
+
+        for block in 0..sizes.panels().div_ceil(sizes.block_panels()) {
+            let panels = sizes.block(block);
+            if matches!(seen, Seen::Causal) && panels.start * panel >= end {
                 break;
             }
-            let block = start..(start + KEYS).min(keys);
-            let strips = Strips::new(block.len(), V::TILE_ROWS);
-            for strip in 0..strips.count() {
-                let rows = strips.rows(strip);
-                let mut at = [std::ptr::null(); MAX_LANES];
-                for (at, key) in at.iter_mut().zip(rows.clone()) {
-                    *at = operands.head(k, start + key, head).as_ptr();
-                }
-                // SAFETY: a head has `d` elements, the strips have room for all keys of a block.
-                unsafe { pack::pack_strip::<V>(&at[..rows.len()], d, k_strips[rows.start * d..].as_mut_ptr()) };
-            }
-            for (row, key) in block.clone().enumerate() {
-                let value = operands.head(v, key, head);
-                for (panel, value) in value.chunks(tile).enumerate() {
-                    let to = &mut v_panels[(panel * block.len() + row) * tile..][..tile];
-                    to[..value.len()].copy_from_slice(value);
-                    to[value.len()..].fill(0.0);
-                }
-            }
-            let each = q_tiles.chunks_exact(d * tile).zip(results.chunks_exact_mut(tile * width));
-            for ((first, state), (q, results)) in
-                queries.clone().step_by(tile).zip(state.chunks_exact_mut(2 * tile)).zip(each)
-            {
-                let own = first..(first + tile).min(queries.end);
-                if matches!(seen, Seen::Causal) && start >= own.end {
-                    continue;
-                }
-                for strip in 0..strips.count() {
+            for index in panels.clone() {
+                for strip in own.clone() {
                     let rows = strips.rows(strip);
-                    let product = Tile {
-                        factors: Factors::F32,
-                        words: d,
-                        a: k_strips[rows.start * d..].as_ptr(),
-                        a_step: rows.len(),
-                        b: q.as_ptr(),
-                        c: scores[rows.start * tile..].as_mut_ptr(),
-                        c_step: tile,
+                    let at = rows.start - first;
+                    let shift = shift::<V>(seen, &sizes, head, rows.clone(), index, shifts);
+                    V::call(Scores {
+                        factors,
+                        words,
                         rows: rows.len(),
-                        columns: tile,
-                        add: false,
-                    };
-                    // SAFETY: strip and queries have `d` words; scores have room for the block's keys.
-                    unsafe { product.run::<V>() };
+                        q: q_strips[at * words..(at + rows.len()) * words].as_ptr(),
+                        k: keys[index * words * panel..(index + 1) * words * panel].as_ptr(),
+                        shift,
+                        first: index == 0,
+                        done: (index - panels.start) * sizes.panel_words(),
+                        weights: weights[at * BLOCK..(at + rows.len()) * BLOCK].as_mut_ptr(),
+                        results: results[at * width..(at + rows.len()) * width].as_mut_ptr(),
+                        width,
+                        tops: tops[at..at + rows.len()].as_mut_ptr(),
+                        sums: sums[at * V::LANES..(at + rows.len()) * V::LANES].as_mut_ptr(),
+                    });
                 }
-                let scores = &mut scores[..block.len() * tile];
-                operands.mask::<V>(head, own, block.clone(), spare, scores);
-                soften::<V>(scores, tile, state, results, width);
-                let columns = Strips::new(tile, V::TILE_ROWS);
-                for (panel, values) in v_panels[..width * block.len()].chunks_exact(block.len() * tile).enumerate() {
-                    for strip in 0..columns.count() {
-                        let rows = columns.rows(strip);
-                        let product = Tile {
-                            factors: Factors::F32,
-                            words: block.len(),
-                            a: scores[rows.start..].as_ptr(),
-                            a_step: tile,
-                            b: values.as_ptr(),
-                            c: results[rows.start * width + panel * tile..].as_mut_ptr(),
-                            c_step: width,
-                            rows: rows.len(),
-                            columns: tile,
-                            add: true,
-                        };
-                        // SAFETY: weights and values have the block's keys; results have room for the tile.
-                        unsafe { product.run::<V>() };
-                    }
+            }
+            let block_words = panels.len() * sizes.panel_words();
+            let values = &values[panels.start * sizes.panel_words() * width..][..block_words * width];
+            for (column, values) in values.chunks_exact(block_words * panel).enumerate() {
+                for strip in own.clone() {
+                    let rows = strips.rows(strip);
+                    let at = rows.start - first;
+                    V::call(Mix {
+                        pairs: factors == Factors::Bf16Pairs,
+                        words: block_words,
+                        rows: rows.len(),
+                        weights: weights[at * BLOCK..(at + rows.len()) * BLOCK].as_ptr(),
+                        values: values.as_ptr(),
+                        add: block > 0,
+                        results: results[at * width..(at + rows.len()) * width][column * panel..].as_mut_ptr(),
+                        width,
+                    });
                 }
             }
         }
 
-        for (i, query) in queries.enumerate() {
-            let sum = state[i / tile * 2 * tile + tile + i % tile];
-            let factor = V::splat(1.0 / sum);
+        for (i, query) in (first..end.min(queries)).enumerate() {
+            let factor = V::splat(1.0 / V::from_slice(&sums[i * V::LANES..]).sum());
             let start = (query * heads + head) * d;
             // SAFETY: the task alone has these queries of this head.
             let y = unsafe { y.slice(start..start + d) };
@@ -244,106 +400,314 @@ impl Kernel for Group<'_> {
     }
 }
 
-impl Operands<'_> {
-    /// Tiles of queries on their side, scaled; queries that the last tile lacks are zero.
-    #[inline(always)]
-    fn pack_queries<V: Vector>(&self, head: usize, queries: Range<usize>, zeros: &mut [f32], to: &mut [f32]) {
-        let tile = 2 * V::LANES;
-        zeros[..self.d].fill(0.0);
-        for (first, to) in queries.clone().step_by(tile).zip(to.chunks_exact_mut(self.d * tile)) {
-            for half in 0..2 {
-                let mut at = [zeros.as_ptr(); MAX_LANES];
-                for (lane, at) in at[..V::LANES].iter_mut().enumerate() {
-                    let query = first + half * V::LANES + lane;
-                    if query < queries.end {
-                        *at = self.head(self.q, query, head).as_ptr();
-                    }
-                }
-                // SAFETY: a head has `d` elements, the tile has room for `d` rows of two vectors.
-                unsafe {
-                    let to = to.as_mut_ptr().add(half * V::LANES);
-                    pack::transpose::<V>(&at[..V::LANES], self.d, to, tile);
-                }
+/// What is added to a tile's scores: rows of a panel's width, `step` apart.
+#[derive(Clone, Copy)]
+struct Shift {
+    at: *const f32,
+    step: usize,
+}
+
+/// The shift of the scores of `rows` and the panel `index`, if it has one: a part of the bias itself, or made in `room`.
+#[inline(always)]
+fn shift<V: Vector>(
+    seen: Seen<'_>,
+    sizes: &Sizes,
+    head: usize,
+    rows: Range<usize>,
+    index: usize,
+    room: &mut [f32],
+) -> Option<Shift> {
+    let Sizes { queries, keys, panel, .. } = *sizes;
+    let first = index * panel;
+    let whole = first + panel <= keys;
+    match seen {
+        Seen::All if whole => return None,
+        Seen::Causal if whole && first + panel <= rows.start + 1 => return None,
+        Seen::Biased(bias) if whole => {
+            let start = (head * queries + rows.start) * keys + first;
+            return Some(Shift { at: bias[start..start + (rows.len() - 1) * keys + panel].as_ptr(), step: keys });
+        }
+        _ => {}
+    }
+    for (row, to) in rows.zip(room.chunks_exact_mut(panel)) {
+        let seen_keys = match seen {
+            Seen::Causal => keys.min(row + 1),
+            _ => keys,
+        };
+        let visible = seen_keys.saturating_sub(first).min(panel);
+        match seen {
+            Seen::Biased(bias) => {
+                to[..visible].copy_from_slice(&bias[(head * queries + row) * keys + first..][..visible]);
             }
-            for lanes in to.chunks_exact_mut(V::LANES) {
-                V::from_slice(lanes).mul(V::splat(self.scale)).to_slice(lanes);
+            _ => to[..visible].fill(0.0),
+        }
+        to[visible..].fill(UNSEEN);
+    }
+    Some(Shift { at: room.as_ptr(), step: panel })
+}
+
+/// Makes the number of rows a constant.
+macro_rules! with_rows {
+    ($tile:expr, $rows:expr, $pairs:literal) => {
+        match $rows {
+            1 => $tile.compute::<V, $pairs, 1>(),
+            2 => $tile.compute::<V, $pairs, 2>(),
+            3 => $tile.compute::<V, $pairs, 3>(),
+            4 => $tile.compute::<V, $pairs, 4>(),
+            5 => $tile.compute::<V, $pairs, 5>(),
+            6 => $tile.compute::<V, $pairs, 6>(),
+            7 => $tile.compute::<V, $pairs, 7>(),
+            8 => $tile.compute::<V, $pairs, 8>(),
+            9 => $tile.compute::<V, $pairs, 9>(),
+            10 => $tile.compute::<V, $pairs, 10>(),
+            11 => $tile.compute::<V, $pairs, 11>(),
+            _ => $tile.compute::<V, $pairs, 12>(),
+        }
+    };
+}
+
+/// Repeats a body for rows `0..R`. The compiler does not unroll a loop as long as that, and what a loop indexes lies in memory.
+macro_rules! for_rows {
+    ($count:ident, $row:ident => $body:block) => {
+        for_rows!($count, $row => $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($count:ident, $row:ident => $body:block, $($index:literal)*) => {
+        $(
+            if $index < $count {
+                let $row = if $index < $count { $index } else { 0 };
+                $body
+            }
+        )*
+    };
+}
+
+/// One product in every lane.
+#[inline(always)]
+fn multiply<V: Vector, const PAIRS: bool>(a: V, b: V, sum: V) -> V {
+    if PAIRS { sum.add_pair_products(a, b) } else { a.mul_add(b, sum) }
+}
+
+/// Weights of a strip's rows and a panel's keys. All pointers are to `rows` rows.
+struct Scores {
+    factors: Factors,
+    words: usize,
+    rows: usize,
+    /// The strip, `[word][row]`.
+    q: *const f32,
+    /// The panel, `[word][key]`.
+    k: *const f32,
+    shift: Option<Shift>,
+    /// Whether these are the first keys.
+    first: bool,
+    /// Words of the block's weights that exist already.
+    done: usize,
+    /// `[row][BLOCK]`.
+    weights: *mut f32,
+    /// `[row][width]`, of the blocks before.
+    results: *mut f32,
+    width: usize,
+    /// Each row's `m`.
+    tops: *mut f32,
+    /// `[row][lane]`.
+    sums: *mut f32,
+}
+
+impl Kernel for Scores {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        // SAFETY: `Group` has put whole strips and panels here, and has them alone.
+        unsafe {
+            if V::HAS_PAIRS && self.factors == Factors::Bf16Pairs {
+                with_rows!(self, self.rows, true);
+            } else {
+                with_rows!(self, self.rows, false);
             }
         }
     }
+}
 
-    /// Shifts or hides the scores `[key][query]` of `keys` for a tile of `queries`.
+impl Scores {
+    /// # Safety
+    /// All pointers are to `R` rows; of `words` words, a panel's keys, a block's weights from `done` on and a vector of sums.
     #[inline(always)]
-    fn mask<V: Vector>(
-        &self,
-        head: usize,
-        queries: Range<usize>,
-        keys: Range<usize>,
-        spare: &mut [f32],
-        scores: &mut [f32],
-    ) {
-        let tile = 2 * V::LANES;
-        match self.seen {
-            Seen::All => {}
-            Seen::Causal if keys.end <= queries.start + 1 => {}
-            Seen::Causal => {
-                for (key, scores) in keys.zip(scores.chunks_exact_mut(tile)) {
-                    let hidden = key.saturating_sub(queries.start).min(tile);
-                    scores[..hidden].fill(UNSEEN);
+    unsafe fn compute<V: Vector, const PAIRS: bool, const R: usize>(self) {
+        if R > V::TILE_ROWS {
+            return;
+        }
+        let panel = 2 * V::LANES;
+        let Self { words, mut q, mut k, tops, .. } = self;
+        let mut scores = [[V::splat(0.0); 2]; R];
+        // SAFETY: all indices are within what the caller promises.
+        unsafe {
+            if let Some(Shift { at, step }) = self.shift {
+                // Rows of a bias lie far apart and come from afar.
+                for r in 0..R {
+                    V::prefetch(at.wrapping_add(r * step));
+                    V::prefetch(at.wrapping_add(r * step + V::LANES));
                 }
             }
-            Seen::Biased(bias) => {
-                for half in 0..2 {
-                    let mut at = [std::ptr::null(); MAX_LANES];
-                    for (lane, at) in at[..V::LANES].iter_mut().enumerate() {
-                        // Lanes without a query take the last one's bias; nobody reads their result.
-                        let query = (queries.start + half * V::LANES + lane).min(queries.end - 1);
-                        *at = bias[(head * self.queries + query) * self.keys + keys.start..][..keys.len()].as_ptr();
-                    }
-                    // SAFETY: each row has the block's keys, `spare` has room for them.
-                    unsafe {
-                        let to = spare[..keys.len() * tile].as_mut_ptr().add(half * V::LANES);
-                        pack::transpose::<V>(&at[..V::LANES], keys.len(), to, tile);
-                    }
+            for _ in 0..words {
+                let [k0, k1] = [V::load(k), V::load(k.add(V::LANES))];
+                for_rows!(R, r => {
+                    let factor = V::splat(q.add(r).read());
+                    scores[r][0] = multiply::<V, PAIRS>(factor, k0, scores[r][0]);
+                    scores[r][1] = multiply::<V, PAIRS>(factor, k1, scores[r][1]);
+                });
+                q = q.add(R);
+                k = k.add(panel);
+            }
+            if let Some(Shift { at, step }) = self.shift {
+                let log2e = V::splat(LOG2_E);
+                for_rows!(R, r => {
+                    let at = at.add(r * step);
+                    scores[r][0] = V::load(at).mul_add(log2e, scores[r][0]);
+                    scores[r][1] = V::load(at.add(V::LANES)).mul_add(log2e, scores[r][1]);
+                });
+            }
+            let mut above = V::splat(0.0);
+            for_rows!(R, r => {
+                above = above.max(scores[r][0].max(scores[r][1]).sub(V::splat(tops.add(r).read())));
+            });
+            if self.first || above.any_above(V::splat(HEADROOM)) {
+                let mut all = [0.0; MAX_ROWS * 2 * MAX_LANES];
+                for_rows!(R, r => {
+                    scores[r][0].store(all.as_mut_ptr().add(r * panel));
+                    scores[r][1].store(all.as_mut_ptr().add(r * panel + V::LANES));
+                });
+                self.raise(&all[..R * panel], V::LANES, PAIRS);
+            }
+            let [weights, sums] = [self.weights.add(self.done), self.sums];
+            for_rows!(R, r => {
+                let top = V::splat(tops.add(r).read());
+                let first = math::exp2::<V, PAIRS>(scores[r][0].sub(top));
+                let second = math::exp2::<V, PAIRS>(scores[r][1].sub(top));
+                let [weights, sums] = [weights.add(r * BLOCK), sums.add(r * V::LANES)];
+                if PAIRS {
+                    let pairs = V::bf16_pairs(first, second);
+                    pairs.store(weights);
+                    // A pair of ones.
+                    V::load(sums).add_pair_products(pairs, V::splat(f32::from_bits(0x3f80_3f80))).store(sums);
+                } else {
+                    let round = self.factors == Factors::RoundedF32;
+                    let first = if round { first.round_to_bf16() } else { first };
+                    let second = if round { second.round_to_bf16() } else { second };
+                    first.store(weights);
+                    second.store(weights.add(V::LANES));
+                    V::load(sums).add(first.add(second)).store(sums);
                 }
-                for (score, bias) in scores.chunks_exact_mut(V::LANES).zip(spare.chunks_exact(V::LANES)) {
-                    V::from_slice(score).add(V::from_slice(bias)).to_slice(score);
+            });
+        }
+    }
+
+    /// Sets or raises `m` of each row whose largest score needs it, and brings what is there to the same measure. `m` is an
+    /// integer: a change is a power of two and costs no digits.
+    ///
+    /// # Safety
+    /// As for [`Scores::compute`].
+    #[cold]
+    #[inline(never)]
+    unsafe fn raise(&self, scores: &[f32], lanes: usize, pairs: bool) {
+        for (r, scores) in scores.chunks_exact(2 * lanes).enumerate() {
+            // SAFETY: the caller promises the rows.
+            let [top, sums, results, weights] = unsafe {
+                [
+                    std::slice::from_raw_parts_mut(self.tops.add(r), 1),
+                    std::slice::from_raw_parts_mut(self.sums.add(r * lanes), lanes),
+                    std::slice::from_raw_parts_mut(self.results.add(r * self.width), self.width),
+                    std::slice::from_raw_parts_mut(self.weights.add(r * BLOCK), self.done),
+                ]
+            };
+            let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            if self.first {
+                top[0] = largest.ceil();
+            } else if largest - top[0] > HEADROOM {
+                let factor = (top[0] - largest.ceil()).exp2();
+                top[0] = largest.ceil();
+                sums.iter_mut().chain(results).for_each(|sum| *sum *= factor);
+                for word in weights {
+                    *word = if pairs {
+                        let [low, high] = [word.to_bits() << 16, word.to_bits() & 0xffff_0000];
+                        let [low, high] = [low, high].map(|bits| (f32::from_bits(bits) * factor).to_bits());
+                        f32::from_bits(low >> 16 | high & 0xffff_0000)
+                    } else {
+                        *word * factor
+                    };
                 }
             }
         }
     }
 }
 
-/// Makes weights of a block's scores `[key][query]`: exponentials of their distance to the largest score so far. Sums and
-/// results of earlier blocks are brought to the same measure.
-#[inline(always)]
-fn soften<V: Vector>(scores: &mut [f32], tile: usize, state: &mut [f32], results: &mut [f32], width: usize) {
-    let (maxima, sums) = state.split_at_mut(tile);
-    let before = [V::from_slice(maxima), V::from_slice(&maxima[V::LANES..])];
-    let mut max = before;
-    for scores in scores.chunks_exact(2 * V::LANES) {
-        max = [max[0].max(V::from_slice(scores)), max[1].max(V::from_slice(&scores[V::LANES..]))];
-    }
-    let mut sum = [V::splat(0.0); 2];
-    for scores in scores.chunks_exact_mut(2 * V::LANES) {
-        let (first, second) = scores.split_at_mut(V::LANES);
-        let weights = [math::exp(V::from_slice(first).sub(max[0])), math::exp(V::from_slice(second).sub(max[1]))];
-        sum = [sum[0].add(weights[0]), sum[1].add(weights[1])];
-        weights[0].to_slice(first);
-        weights[1].to_slice(second);
-    }
-    let mut factors = [1.0; 2 * MAX_LANES];
-    for half in 0..2 {
-        let at = half * V::LANES..(half + 1) * V::LANES;
-        let factor = math::exp(before[half].sub(max[half]));
-        V::from_slice(&sums[at.clone()]).mul_add(factor, sum[half]).to_slice(&mut sums[at.clone()]);
-        max[half].to_slice(&mut maxima[at.clone()]);
-        factor.to_slice(&mut factors[at]);
-    }
-    for (&factor, results) in factors.iter().zip(results.chunks_exact_mut(width)) {
-        if factor != 1.0 {
-            for lanes in results.chunks_exact_mut(V::LANES) {
-                V::from_slice(lanes).mul(V::splat(factor)).to_slice(lanes);
+/// `results += weights · values` for a strip's rows and a panel of a head's dimensions. All pointers are to `rows` rows.
+struct Mix {
+    pairs: bool,
+    words: usize,
+    rows: usize,
+    /// `[row][BLOCK]`.
+    weights: *const f32,
+    /// The panel, `[word][lane]`.
+    values: *const f32,
+    /// Whether there are results to be added to.
+    add: bool,
+    /// A panel's lanes of rows that are `width` apart.
+    results: *mut f32,
+    width: usize,
+}
+
+impl Kernel for Mix {
+    type Output = ();
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        // SAFETY: `Group` has put whole rows of a block and a whole panel here, and has the results alone.
+        unsafe {
+            if V::HAS_PAIRS && self.pairs {
+                with_rows!(self, self.rows, true);
+            } else {
+                with_rows!(self, self.rows, false);
             }
+        }
+    }
+}
+
+impl Mix {
+    /// # Safety
+    /// There are `R` rows of weights and results, the former and `values` of `words` words.
+    #[inline(always)]
+    unsafe fn compute<V: Vector, const PAIRS: bool, const R: usize>(self) {
+        if R > V::TILE_ROWS {
+            return;
+        }
+        let Self { words, mut weights, mut values, add, results, width, .. } = self;
+        // SAFETY: all indices are within what the caller promises.
+        unsafe {
+            let mut sums = [[V::splat(0.0); 2]; R];
+            if add {
+                for r in 0..R {
+                    V::prefetch(results.add(r * width));
+                    V::prefetch(results.add(r * width + V::LANES));
+                }
+            }
+            for _ in 0..words {
+                let [v0, v1] = [V::load(values), V::load(values.add(V::LANES))];
+                for_rows!(R, r => {
+                    let weight = V::splat(weights.add(r * BLOCK).read());
+                    sums[r][0] = multiply::<V, PAIRS>(weight, v0, sums[r][0]);
+                    sums[r][1] = multiply::<V, PAIRS>(weight, v1, sums[r][1]);
+                });
+                weights = weights.add(1);
+                values = values.add(2 * V::LANES);
+            }
+            for_rows!(R, r => {
+                let results = results.add(r * width);
+                let [mut first, mut second] = sums[r];
+                if add {
+                    first = first.add(V::load(results));
+                    second = second.add(V::load(results.add(V::LANES)));
+                }
+                first.store(results);
+                second.store(results.add(V::LANES));
+            });
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::{
     arch::{Level, Simd},
+    attention,
     few_rows::FEW,
     matmul_int8,
     pack::Factors,
@@ -27,6 +28,11 @@ impl Footprint {
             Precision::Int8 if rows >= int8::LEAST_ROWS => matmul_int8::packed_len(rows, weight.row_len(), self.0),
             precision => rows * Factors::new(precision, self.0).words(weight.row_len()),
         }
+    }
+
+    /// Elements that attention takes: keys and values in panels.
+    pub(crate) fn attention(self, [keys, heads, d]: [usize; 3], precision: Precision) -> usize {
+        attention::packed_len([keys, heads, d], precision, self.0)
     }
 
     /// Elements that a convolution takes: its kernel in panels.

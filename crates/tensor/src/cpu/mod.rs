@@ -31,14 +31,14 @@ pub(crate) use footprint::Footprint;
 
 use self::{
     arch::Simd,
-    attention::Seen,
+    attention::{Heads, Seen, Stream},
     matmul::{Epilogue, Then},
     norm::{Groups, Modulation},
     parallel::Threads,
 };
 pub use crate::host::MemoryUse;
 use crate::{
-    Backend, Binary, Mask, Padding, Shape, Tensor, Unary, Weight,
+    Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
     host::{HostBuffer, Recycler, values},
 };
 
@@ -102,7 +102,15 @@ impl Backend for Cpu {
         self.product(x, weight, bias, Then::Nothing)
     }
 
-    fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, scale: f32, mask: Mask<'_>) -> Tensor {
+    fn attention(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        scale: f32,
+        mask: Mask<'_>,
+        precision: Precision,
+    ) -> Tensor {
         let [queries, heads, d] = [q.shape()[0], q.shape()[1], q.shape()[2]];
         let seen = match mask {
             Mask::None => Seen::All,
@@ -110,7 +118,10 @@ impl Backend for Cpu {
             Mask::Bias(bias) => Seen::Biased(values(bias)),
         };
         let sizes = [queries, k.shape()[0], heads, d];
-        q.like(q.shape(), self.attend([values(q), values(k), values(v)], sizes, scale, seen).share())
+        let streams =
+            [q, k, v].map(|x| [Stream { x: values(x), tokens: x.shape()[0], columns: heads * d, start: 0, norm: &[] }]);
+        let [q_heads, k_heads, v_heads] = [0, 1, 2].map(|i| Heads { streams: &streams[i], rope: None });
+        q.like(q.shape(), self.attend([q_heads, k_heads, v_heads], sizes, scale, seen, precision).share())
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {

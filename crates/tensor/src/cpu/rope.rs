@@ -102,8 +102,9 @@ fn rotate<V: Vector>(x: &[f32], angles: &[f32], y: &mut [f32]) {
     }
 }
 
+/// Rotates one head.
 #[inline(always)]
-fn rotate_in_place<V: Vector>(y: &mut [f32], angles: &[f32]) {
+pub(super) fn rotate_in_place<V: Vector>(y: &mut [f32], angles: &[f32]) {
     for (y, angles) in y.chunks_mut(V::LANES).zip(angles.chunks(V::LANES)) {
         V::from_slice(y).rotate(V::from_slice(angles)).to_slice(y);
     }

@@ -142,6 +142,25 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn fraction(self) -> Self {
+        Self(intrinsics!(_mm256_sub_ps(self.0, _mm256_floor_ps(self.0))))
+    }
+
+    #[inline(always)]
+    fn scale_floor(self, n: Self) -> Self {
+        Self(intrinsics! {
+            let n = _mm256_floor_ps(_mm256_max_ps(n.0, _mm256_set1_ps(-127.0)));
+            let exponent = _mm256_slli_epi32::<23>(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)));
+            _mm256_mul_ps(self.0, _mm256_castsi256_ps(exponent))
+        })
+    }
+
+    #[inline(always)]
+    fn any_above(self, limit: Self) -> bool {
+        intrinsics!(_mm256_movemask_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, limit.0))) != 0
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         intrinsics! {
             let four = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
@@ -173,6 +192,11 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     fn bf16_pairs(_: Self, _: Self) -> Self {
+        unreachable!("AVX2 multiplies rounded f32 numbers instead")
+    }
+
+    #[inline(always)]
+    fn zip_bf16(_: Self, _: Self) -> Self {
         unreachable!("AVX2 multiplies rounded f32 numbers instead")
     }
 

@@ -148,6 +148,21 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn fraction(self) -> Self {
+        Self(intrinsics!(_mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(self.0)))
+    }
+
+    #[inline(always)]
+    fn scale_floor(self, n: Self) -> Self {
+        Self(intrinsics!(_mm512_scalef_ps(self.0, n.0)))
+    }
+
+    #[inline(always)]
+    fn any_above(self, limit: Self) -> bool {
+        intrinsics!(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, limit.0)) != 0
+    }
+
+    #[inline(always)]
     fn sum(self) -> f32 {
         intrinsics!(_mm512_reduce_add_ps(self.0))
     }
@@ -178,6 +193,17 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     fn bf16_pairs(first: Self, second: Self) -> Self {
         debug_assert!(BF16);
         Self(intrinsics!(transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second.0, first.0))))
+    }
+
+    #[inline(always)]
+    fn zip_bf16(a: Self, b: Self) -> Self {
+        debug_assert!(BF16);
+        Self(intrinsics! {
+            let halves = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(b.0, a.0));
+            let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(halves));
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(halves)));
+            _mm512_castsi512_ps(_mm512_or_si512(low, high))
+        })
     }
 
     #[inline(always)]

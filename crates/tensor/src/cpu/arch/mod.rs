@@ -202,6 +202,12 @@ pub(crate) trait Vector: Copy {
     fn round(self) -> Self;
     /// `self · 2ⁿ` for integers −126 ≤ n ≤ 127 and results that are not subnormal.
     fn scale(self, n: Self) -> Self;
+    /// `x − ⌊x⌋`, for |x| < 2²².
+    fn fraction(self) -> Self;
+    /// `self · 2^⌊n⌋` for n < 128; as good as zero where n < −126.
+    fn scale_floor(self, n: Self) -> Self;
+    /// Whether any lane is greater than the same lane of `limit`.
+    fn any_above(self, limit: Self) -> bool;
     /// The sum of all lanes, in an order of its own that never changes.
     fn sum(self) -> f32;
 
@@ -212,6 +218,8 @@ pub(crate) trait Vector: Copy {
     fn round_to_bf16(self) -> Self;
     /// Words from `2 · LANES` consecutive numbers, rounded to bf16.
     fn bf16_pairs(first: Self, second: Self) -> Self;
+    /// Words from the numbers of the same lane of `a` and `b`, rounded to bf16.
+    fn zip_bf16(a: Self, b: Self) -> Self;
     /// Per lane `self + a₀b₀ + a₁b₁` for words a, b.
     fn add_pair_products(self, a: Self, b: Self) -> Self;
 

@@ -29,6 +29,20 @@ fn mul_add(a: f32, b: f32, c: f32) -> f32 {
     if cfg!(any(target_arch = "aarch64", target_feature = "fma")) { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// To the nearest integer, for |x| < 2²²: adding 1.5·2²³ leaves no bits for a fraction.
+#[inline(always)]
+fn round(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    (x + MAGIC) - MAGIC
+}
+
+/// The largest integer not above `x`, for |x| < 2²².
+#[inline(always)]
+fn floor(x: f32) -> f32 {
+    let nearest = round(x);
+    if nearest > x { nearest - 1.0 } else { nearest }
+}
+
 impl Vector for Portable {
     const LANES: usize = 8;
     const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 6 } else { 2 };
@@ -119,14 +133,27 @@ impl Vector for Portable {
 
     #[inline(always)]
     fn round(self) -> Self {
-        // Adding 1.5·2²³ leaves no bits for a fraction.
-        const MAGIC: f32 = 12_582_912.0;
-        self.map(|a| (a + MAGIC) - MAGIC)
+        self.map(round)
     }
 
     #[inline(always)]
     fn scale(self, n: Self) -> Self {
         self.zip(n, |a, n| a * f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn fraction(self) -> Self {
+        self.map(|a| a - floor(a))
+    }
+
+    #[inline(always)]
+    fn scale_floor(self, n: Self) -> Self {
+        self.zip(n, |a, n| a * f32::from_bits(((floor(n.max(-127.0)) as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn any_above(self, limit: Self) -> bool {
+        self.0.iter().zip(limit.0).any(|(&a, limit)| a > limit)
     }
 
     #[inline(always)]
@@ -151,6 +178,11 @@ impl Vector for Portable {
 
     #[inline(always)]
     fn bf16_pairs(_: Self, _: Self) -> Self {
+        unreachable!("the portable level multiplies rounded f32 numbers instead")
+    }
+
+    #[inline(always)]
+    fn zip_bf16(_: Self, _: Self) -> Self {
         unreachable!("the portable level multiplies rounded f32 numbers instead")
     }
 
