@@ -120,7 +120,7 @@ fn velocity(file: &str, precision: Precision) -> Vec<f32> {
     let config = flux.config();
     let rope = Rope::text_to_image(&backend, 5, [2, 3], config.axes_dim, config.theta);
     let (txt, pooled) = (tensor("txt"), tensor("y"));
-    let condition = Condition { txt: &txt, pooled: &pooled, guidance: 3.5, rope: &rope };
+    let condition = Condition { txt: &txt, pooled: &pooled, guidance_argument: 3500.0, rope: &rope };
     flux.forward(&tensor("img"), 0.625, condition, &mut |_, _| Ok(())).unwrap().to_vec()
 }
 

@@ -27,7 +27,7 @@ use crate::{
         t5::T5,
         tokenizer::{ClipTokenizer, T5Tokenizer},
     },
-    transformer::{Condition, Flux, Rope},
+    transformer::{Condition, Flux, Rope, guidance_argument},
     vae::{Decoder, VaeConfig, tiling::Tiling, tiny::TinyDecoder},
     watch::{self, Event, Watch},
 };
@@ -120,8 +120,8 @@ struct Conditioning {
 }
 
 impl Conditioning {
-    fn with<'a>(&'a self, guidance: f32, rope: &'a Rope) -> Condition<'a> {
-        Condition { txt: &self.txt, pooled: &self.pooled, guidance, rope }
+    fn with<'a>(&'a self, guidance_argument: f32, rope: &'a Rope) -> Condition<'a> {
+        Condition { txt: &self.txt, pooled: &self.pooled, guidance_argument, rope }
     }
 }
 
@@ -351,12 +351,13 @@ impl Pipeline {
         let sigmas = self.scheduler.sigmas(request.schedule, request.steps as usize, grid[0] * grid[1])?;
         let config = self.transformer.config();
         let rope = Rope::text_to_image(&self.backend, request.t5_length, grid, config.axes_dim, config.theta);
+        let guidance = guidance_argument(request.guidance, self.precision);
         for picture in 0..request.batch {
             let seed = request.seed.wrapping_add(u64::from(picture));
             let noise = Latents::noise(request.noise, seed, latent_size);
             let guided = Guided {
-                condition: positive.with(request.guidance, &rope),
-                negative: negative.as_ref().map(|text| (text.with(request.guidance, &rope), request.true_cfg)),
+                condition: positive.with(guidance, &rope),
+                negative: negative.as_ref().map(|text| (text.with(guidance, &rope), request.true_cfg)),
                 resident_blocks: plan.part("transformer").map_or(0, |part| part.resident_blocks),
             };
             let preview = |latents: &Latents| {

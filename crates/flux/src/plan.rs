@@ -307,7 +307,7 @@ fn run_decoding(
     let rope = Rope::text_to_image(&backend, size.t5_length, grid, config.axes_dim, config.theta);
     let prompt = || (zeros(&[size.t5_length, config.context_in_dim]), zeros(&[1, config.vec_in_dim]));
     let prompts: Vec<_> = (0..if size.true_cfg { 2 } else { 1 }).map(|_| prompt()).collect();
-    let condition = |(txt, pooled)| Condition { txt, pooled, guidance: 1.0, rope: &rope };
+    let condition = |(txt, pooled)| Condition { txt, pooled, guidance_argument: 1000.0, rope: &rope };
     let mut conditions = prompts.iter().map(|(txt, pooled)| condition((txt, pooled)));
     let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
     let guided = Guided {

@@ -90,7 +90,11 @@ fn transformers_in_diffusers_names() {
             let condition = Condition {
                 txt: &input("encoder_hidden_states"),
                 pooled: &input("pooled_projections").reshape([1, config.vec_in_dim]),
-                guidance: if config.guidance_embed { golden.values("in.guidance").1[i] } else { 4.5 },
+                guidance_argument: if config.guidance_embed {
+                    1000.0 * golden.values("in.guidance").1[i]
+                } else {
+                    4500.0
+                },
                 rope: &rope,
             };
             let mut seen = 0;

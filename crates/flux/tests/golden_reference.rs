@@ -42,7 +42,7 @@ fn flux_transformer_block_by_block() {
                     [1, config.vec_in_dim],
                     golden.item("in.y", item, &backend).to_vec(),
                 ),
-                guidance: golden.values("in.guidance").1[item],
+                guidance_argument: 1000.0 * golden.values("in.guidance").1[item],
                 rope: &rope,
             };
             let sigma = golden.values("in.timesteps").1[item];

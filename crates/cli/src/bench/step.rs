@@ -106,9 +106,10 @@ fn prepare(flux: Flux, question: &Question, backend: &Arc<dyn Backend>) -> Run {
     let txt = matrix(question.txt_tokens, config.context_in_dim, &question.txt);
     let pooled = matrix(1, config.vec_in_dim, &question.pooled);
     let rope = Rope::new(backend, &question.ids, config.axes_dim, config.theta);
-    let [sigma, guidance] = [question.sigma, question.guidance];
+    // The question as it was asked: not rounded to bf16, as `generate` does because all references do.
+    let [sigma, guidance_argument] = [question.sigma, 1000.0 * question.guidance];
     Box::new(move || {
-        let condition = Condition { txt: &txt, pooled: &pooled, guidance, rope: &rope };
+        let condition = Condition { txt: &txt, pooled: &pooled, guidance_argument, rope: &rope };
         flux.forward(&img, sigma, condition, &mut |_, _| Ok(()))
     })
 }

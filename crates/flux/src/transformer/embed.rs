@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tensor::{Backend, Tensor, Unary};
+use tensor::{Backend, Precision, Tensor, Unary};
 
 use crate::{error::Result, nn::Linear, weights::Weights};
 
@@ -21,6 +21,17 @@ pub fn sinusoid(x: f32, dim: usize) -> Vec<f32> {
     let cosines = (0..half).map(|i| argument(i).cos() as f32);
     let sines = (0..half).map(|i| argument(i).sin() as f32);
     cosines.chain(sines).collect()
+}
+
+/// What the guidance sinusoid is taken of: 1000·g, and in bf16 rounded as every reference does (4.5 → 4512).
+pub fn guidance_argument(guidance: f32, precision: Precision) -> f32 {
+    match precision {
+        Precision::F32 => 1000.0 * guidance,
+        Precision::BF16 | Precision::Int8 => {
+            let bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
+            bf16(1000.0 * bf16(guidance))
+        }
+    }
 }
 
 /// `out_layer(silu(in_layer(x)))`.

@@ -9,7 +9,7 @@ mod embed;
 
 use std::fmt;
 
-use tensor::{Precision, Tensor};
+use tensor::Tensor;
 
 use self::{
     blocks::{DoubleStreamBlock, LastLayer, SingleStreamBlock},
@@ -17,7 +17,7 @@ use self::{
 };
 pub use self::{
     config::FluxConfig,
-    embed::{Rope, sinusoid},
+    embed::{Rope, guidance_argument, sinusoid},
 };
 use crate::{error::Result, memory::Layout, nn::Linear, weights::Weights};
 
@@ -25,7 +25,6 @@ use crate::{error::Result, memory::Layout, nn::Linear, weights::Weights};
 #[derive(Debug)]
 pub struct Flux {
     config: FluxConfig,
-    precision: Precision,
     img_in: Linear,
     txt_in: Linear,
     time_in: MlpEmbedder,
@@ -44,8 +43,8 @@ pub struct Condition<'a> {
     pub txt: &'a Tensor,
     /// CLIP's pooled vector `[1, vec_in_dim]`; BFL's `y`.
     pub pooled: &'a Tensor,
-    /// The distilled guidance scale, an input of the model; ignored by models without `guidance_in`.
-    pub guidance: f32,
+    /// What the guidance sinusoid is taken of, see [`guidance_argument`]; ignored by models without `guidance_in`.
+    pub guidance_argument: f32,
     /// Angles of text and picture tokens.
     pub rope: &'a Rope,
 }
@@ -91,7 +90,6 @@ impl Flux {
     pub fn load(config: FluxConfig, weights: &Weights) -> Result<Self> {
         let d = config.hidden_size();
         let mut flux = Self {
-            precision: weights.precision(),
             img_in: weights.linear("img_in", d, config.in_channels)?.sensitive(),
             txt_in: weights.linear("txt_in", d, config.context_in_dim)?.sensitive(),
             time_in: MlpEmbedder::load("time_in", config.time_dim(), d, weights)?,
@@ -146,7 +144,7 @@ impl Flux {
     pub fn forward(&self, img: &Tensor, sigma: f32, condition: Condition<'_>, observe: Observe<'_>) -> Result<Tensor> {
         let mut vec = self.time_in.forward(&self.sinusoid(img, 1000.0 * sigma));
         if let Some(guidance_in) = &self.guidance_in {
-            vec = vec.add(&guidance_in.forward(&self.sinusoid(img, self.guidance_argument(condition.guidance))));
+            vec = vec.add(&guidance_in.forward(&self.sinusoid(img, condition.guidance_argument)));
         }
         let vec = vec.add(&self.vector_in.forward(condition.pooled));
         observe(Site::Vec, &vec)?;
@@ -176,16 +174,5 @@ impl Flux {
     fn sinusoid(&self, on: &Tensor, argument: f32) -> Tensor {
         let dim = self.config.time_dim();
         Tensor::from_vec(on.backend(), [1, dim], sinusoid(argument, dim))
-    }
-
-    /// What the guidance sinusoid is taken of: 1000·g, and in bf16 rounded as every reference does (4.5 → 4512).
-    fn guidance_argument(&self, guidance: f32) -> f32 {
-        match self.precision {
-            Precision::F32 => 1000.0 * guidance,
-            Precision::BF16 | Precision::Int8 => {
-                let bf16 = |x: f32| half::bf16::from_f32(x).to_f32();
-                bf16(1000.0 * bf16(guidance))
-            }
-        }
     }
 }
