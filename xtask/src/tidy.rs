@@ -8,12 +8,14 @@ use std::{
 use crate::source::{backticks, code, prose};
 
 /// Our crates by folder, and which of ours each may import. A crate that is not here fails.
-const MAY_IMPORT: [(&str, &str, &[&str]); 5] = [
+const MAY_IMPORT: [(&str, &str, &[&str]); 6] = [
     ("crates/tensor", "tensor", &[]),
     ("crates/flux", "flux", &["tensor"]),
     // `tensor` only to name a device and a precision, and to measure its kernels.
     ("crates/cli", "darkroom", &["flux", "tensor"]),
     ("fuzz", "darkroom-fuzz", &["flux", "tensor"]),
+    // Another engine, for comparison.
+    ("bench/candle", "bench-candle", &[]),
     ("xtask", "xtask", &[]),
 ];
 
@@ -251,7 +253,7 @@ fn links(line: &str) -> Vec<&str> {
 
 /// Whether a word in backticks is a path of ours, from the root.
 fn is_path(word: &str) -> bool {
-    let ours = ["crates/", "docs/", "tools/", "xtask/"].iter().any(|folder| word.starts_with(folder));
+    let ours = ["bench/", "crates/", "docs/", "tools/", "xtask/"].iter().any(|folder| word.starts_with(folder));
     ours && word.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c))
 }
 

@@ -61,7 +61,26 @@ const LINEARS: [[usize; 3]; 13] = [
 const STORED: [usize; 3] = [768, 3072, 12288];
 
 /// Formats of weights.
-const FORMATS: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8];
+const FORMATS: [DType; 18] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::F8E4M3,
+    DType::F8E5M2,
+    DType::I8,
+    DType::Q8_0,
+    DType::Q6K,
+    DType::Q5_1,
+    DType::Q5_0,
+    DType::Q5K,
+    DType::Q4_1,
+    DType::Q4_0,
+    DType::Q4K,
+    DType::IQ4NL,
+    DType::IQ4XS,
+    DType::Q3K,
+    DType::Q2K,
+];
 
 /// Side, in-channels, out-channels, kernel: the decoder's.
 const CONVS: [[usize; 4]; 5] =
@@ -122,7 +141,7 @@ fn all() -> Vec<Kernel> {
             all.push(linear(name, precision, sizes, None));
         }
     }
-    for (name, precision) in PRECISIONS {
+    for (name, precision) in [("bf16", Precision::BF16), ("int8", Precision::Int8)] {
         for dtype in FORMATS {
             all.push(linear(name, precision, STORED, Some(dtype)));
         }
