@@ -163,7 +163,7 @@ fn layout(detected: &Detected) -> String {
 }
 
 /// `bf16 780, f32 4`: how many tensors of a component have which format.
-fn dtypes(checkpoint: &Checkpoint, detected: &Detected) -> String {
+pub(crate) fn dtypes(checkpoint: &Checkpoint, detected: &Detected) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for (name, entry) in checkpoint.tensors() {
         if name.starts_with(&detected.prefix) {

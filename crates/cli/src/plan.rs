@@ -10,7 +10,7 @@ use flux::{
 };
 use tensor::DType;
 
-use crate::{compute_args::ComputeArgs, model_args::ModelArgs};
+use crate::{compute_args::ComputeArgs, inspect::dtypes, model_args::ModelArgs};
 
 /// Tell what a model and a size would take, without computing.
 #[derive(ClapArgs)]
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// Plan with classifier-free guidance: two evaluations a step
     #[arg(long)]
     true_cfg: bool,
-    /// Format of weights that are not there yet: bf16, f16, f32, fp8
+    /// Format of weights that are not there yet: bf16, f16, f32, fp8, or one of GGUF's, such as q4_k
     #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = parse_dtype)]
     weights: DType,
     /// Print the plan as JSON
@@ -46,20 +46,22 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let known = args.model.model.as_deref().and_then(real);
     let files = if args.model.is_given() { Some(args.model.find()) } else { None };
     // A known name without files is planned from the published configuration.
-    let (title, plan) = match (files, known) {
+    let (title, plan, formats) = match (files, known) {
         (Some(Ok(files)), _) => {
             let size = size(args, files.defaults);
-            (files.name.clone(), plan(&files, size, &args.compute.options())?)
+            let formats = files.parts().map(|(name, part)| (name, dtypes(&part.checkpoint, &part.detected)));
+            (files.name.clone(), plan(&files, size, &args.compute.options())?, formats.to_vec())
         }
         (Some(Err(error)), None) => return Err(error.into()),
         (Some(Err(_)) | None, known) => {
             let family = known.unwrap_or(Family::Krea);
             let size = size(args, family.defaults());
             let title = format!("{} (no files, {} weights assumed)", family.name(), args.weights.name());
-            (title, plan_flux1(family != Family::Schnell, args.weights, size, &args.compute.options())?)
+            let guided = family != Family::Schnell;
+            (title, plan_flux1(guided, args.weights, size, &args.compute.options())?, Vec::new())
         }
     };
-    if args.json { print_json(&title, &plan) } else { print(&title, &plan) }
+    if args.json { print_json(&title, &plan, &formats) } else { print(&title, &plan, &formats) }
 }
 
 /// Names whose configuration is published.
@@ -82,7 +84,10 @@ fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
     }
 }
 
-fn print(title: &str, plan: &Plan) -> Result<()> {
+/// Which formats the tensors of each part are stored in, by the part's name.
+type Formats = [(&'static str, String)];
+
+fn print(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{title}, {}", plan.precision)?;
     writeln!(out, "{} tokens, {} evaluations of the transformer", plan.tokens, plan.evaluations)?;
@@ -103,6 +108,9 @@ fn print(title: &str, plan: &Plan) -> Result<()> {
             bytes(part.work.peak_bytes),
             tera(part.work.flop()),
         )?;
+    }
+    for (name, formats) in formats {
+        writeln!(out, "{name:<12} is stored as {formats}")?;
     }
     writeln!(out)?;
     writeln!(out, "work of a picture   {:>10.1} TFLOP", tera(plan.flop()))?;
@@ -156,13 +164,14 @@ fn stream(part: &PartPlan) -> String {
     format!("{which}: {} are read at every run", bytes(part.streamed_bytes()))
 }
 
-fn print_json(title: &str, plan: &Plan) -> Result<()> {
+fn print_json(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
     let parts: Vec<_> = plan
         .parts
         .iter()
         .map(|part| {
             serde_json::json!({
                 "name": part.name,
+                "formats": formats.iter().find(|(name, _)| *name == part.name).map(|(_, formats)| formats),
                 "parameters": part.parameters,
                 "weight_bytes": part.weight_bytes,
                 "resident_bytes": part.resident_bytes(),
@@ -209,13 +218,31 @@ pub(crate) fn bytes(bytes: u64) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+const GGUF: [DType; 12] = [
+    DType::Q8_0,
+    DType::Q5_1,
+    DType::Q5_0,
+    DType::Q4_1,
+    DType::Q4_0,
+    DType::Q6K,
+    DType::Q5K,
+    DType::Q4K,
+    DType::Q3K,
+    DType::Q2K,
+    DType::IQ4NL,
+    DType::IQ4XS,
+];
+
 fn parse_dtype(text: &str) -> Result<DType, String> {
     match text {
         "bf16" => Ok(DType::BF16),
         "f16" | "fp16" => Ok(DType::F16),
         "f32" | "fp32" => Ok(DType::F32),
         "fp8" | "f8" => Ok(DType::F8E4M3),
-        _ => Err(format!("'{text}' is not a format; bf16, f16, f32 and fp8 are")),
+        _ => GGUF.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let names = GGUF.map(|dtype| dtype.name().to_lowercase()).join(", ");
+            format!("'{text}' is not a format; bf16, f16, f32, fp8 and GGUF's {names} are")
+        }),
     }
 }
 

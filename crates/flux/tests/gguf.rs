@@ -68,7 +68,7 @@ fn store(file: &mut Gguf, prefix: &str, arrays: &Arrays, wanted: &[DType]) -> Ar
     for (i, (name, array)) in arrays.iter().enumerate() {
         let row = array.shape.last().copied().unwrap_or(1);
         let fits = |dtype: &DType| row.is_multiple_of(dtype.block());
-        let plain = array.shape.len() != 2 || name.ends_with("embedding.weight");
+        let plain = array.shape.len() != 2;
         let dtype = if plain {
             [DType::F32, DType::F16, DType::BF16][i % 3]
         } else {
@@ -297,19 +297,37 @@ fn a_tokenizer_that_lies_is_refused() {
 
 /// Some programs keep the blocks alone and complete them from BFL's file.
 #[test]
-fn a_file_without_embedders_says_so() {
+fn a_file_without_embedders_is_completed_or_says_so() {
     let toy = Toy::new();
     let scratch = Scratch::new("gguf-pruned");
     let expected = plain(&scratch, &toy);
     let mut file = Gguf::new();
     let blocks = toy.flux.iter().filter(|(name, _)| name.contains("_blocks.")).map(|(n, a)| (n.clone(), a.clone()));
-    store(&mut file, "", &blocks.collect(), &[DType::Q8_0]);
+    let stored = store(&mut file, "", &blocks.collect(), &[DType::Q8_0]);
     let path = scratch.join("pruned-Q8_0.gguf");
     toy::bytes(&path, &file.file());
-    let mut spec = expected;
-    spec.parts.transformer = Some(path);
+    let mut spec = expected.clone();
+    spec.parts.transformer = Some(path.clone());
     let problem = load(&spec, &SearchPaths::default()).expect_err("nothing to start with").to_string();
     for word in ["pruned-Q8_0.gguf", "img_in, txt_in, time_in.in_layer", "final_layer.linear", "hint: "] {
         assert!(problem.contains(word), "{word}: {problem}");
     }
+    // A whole transformer of the same family lies near: city96's files without embedders are used with BFL's.
+    let models = scratch.join("models");
+    let [pruned, whole] =
+        ["unet/flux1-krea-dev-Q8_0.gguf", "diffusion_models/flux1-krea-dev.safetensors"].map(|f| models.join(f));
+    toy::place(&path, &pruned);
+    let other = models.join("diffusion_models/flux1-dev.safetensors");
+    toy::write(&other, &toy::stored(&toy.map(|x| 0.5 * x).flux, toy::f32s));
+    spec.parts.transformer = Some(pruned.clone());
+    load(&spec, &SearchPaths::default()).expect_err("another model's are not taken");
+    let mut flux = toy.flux.clone();
+    flux.extend(stored);
+    toy::write(&whole, &toy::stored(&toy.flux, toy::f32s));
+    let mut expected = expected;
+    expected.parts.transformer = Some(scratch.join("expected.safetensors"));
+    toy::write(expected.parts.transformer.as_deref().unwrap(), &toy::stored(&flux, toy::f32s));
+    same("completed", &picture(&spec), &picture(&expected));
+    let notice = spec.find(&SearchPaths::default()).unwrap().notice.unwrap();
+    assert!(notice.contains("diffusion_models/flux1-krea-dev.safetensors"), "{notice}");
 }

@@ -83,6 +83,18 @@ impl Part {
         self.config(parse, FluxConfig::from_weights)
     }
 
+    /// Whether it is a transformer of which somebody kept the blocks alone.
+    pub(super) fn is_pruned(&self) -> bool {
+        !self.weights(&tensor::Device::DryRun.open(), Precision::F32).has("img_in.weight")
+    }
+
+    /// The transformer's width, told by a layer of its blocks.
+    pub(super) fn width(&self) -> Option<usize> {
+        let weights = self.weights(&tensor::Device::DryRun.open(), Precision::F32);
+        let layers = ["double_blocks.0.img_attn.proj.weight", "single_blocks.0.linear2.weight"];
+        layers.iter().find_map(|layer| weights.stored_shape(layer)?.first().copied())
+    }
+
     /// Refuses a transformer of which somebody kept the blocks alone.
     fn check_embedders(&self) -> Result<()> {
         let weights = self.weights(&tensor::Device::DryRun.open(), Precision::F32);
@@ -91,8 +103,8 @@ impl Part {
             return Ok(());
         }
         let problem = format!(
-            "holds FLUX's blocks alone, without {}: a pruned file that another program completes from BFL's own; hint: take \
-             a file that has them",
+            "holds FLUX's blocks alone, without {}: a pruned file; hint: put a whole one of the same model beside it, such as \
+             BFL's, or take a file that has them",
             missing.join(", ")
         );
         Err(Error::file(self.checkpoint.origin(), problem))

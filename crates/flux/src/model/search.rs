@@ -5,10 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Folder, ModelFiles, Part, PartFiles, files::TokenizerFiles, pocket};
+use super::{Family, Folder, ModelFiles, Part, PartFiles, files::TokenizerFiles, pocket};
 use crate::{
     error::{Error, Result},
-    weights::{Checkpoint, Component},
+    weights::{Checkpoint, Component, Naming},
 };
 
 /// What a person asked for.
@@ -124,6 +124,7 @@ impl ModelSpec {
             return Err(Error::file(file, format!("holds no FLUX transformer (found: {held})")));
         }
         let places = Places::new(file, paths);
+        let (main, notice) = places.complete(main, file);
         let wanted = [
             (Component::Transformer, None, "--transformer"),
             (Component::Vae, self.parts.vae.as_deref(), "--vae"),
@@ -150,7 +151,7 @@ impl ModelSpec {
             return Err(Error::file(file, problem));
         };
         let tiny = places.find(Component::TinyDecoder)?;
-        Ok(ModelFiles::from_parts(&stem(file), parts, tiny))
+        Ok(ModelFiles { notice, ..ModelFiles::from_parts(&stem(file), parts, tiny) })
     }
 
     fn override_parts(&self, files: &mut ModelFiles) -> Result<()> {
@@ -242,6 +243,34 @@ impl Places {
             }
         }
         Ok(None)
+    }
+
+    /// A transformer of which somebody kept the blocks alone, with the rest from a whole one of the same kind and width that is
+    /// near it; and what to say about that. Where there is none, it stays as it is, and its configuration will say so.
+    fn complete(&self, main: Arc<Checkpoint>, file: &Path) -> (Arc<Checkpoint>, Option<String>) {
+        let Some(part) = Part::find(&main, Component::Transformer).filter(Part::is_pruned) else { return (main, None) };
+        let kind = |path: &Path| {
+            let name = name_of(path);
+            let variants = ["kontext", "fill", "canny", "depth"].map(|variant| name.contains(variant));
+            (Family::from_name(&name), variants)
+        };
+        for tree in &self.trees {
+            for candidate in candidates(tree, Component::Transformer) {
+                // Of a name that says nothing, nothing is known.
+                if kind(file).0 == Family::Other || kind(&candidate.path) != kind(file) {
+                    continue;
+                }
+                let Ok(Some(other)) = candidate.open() else { continue };
+                let Some(other) = Part::find(&other, Component::Transformer) else { continue };
+                if other.detected.naming == Naming::Same && !other.is_pruned() && other.width() == part.width() {
+                    let (ours, theirs) = (&part.detected.prefix, &other.detected.prefix);
+                    let whole = main.completed(ours, &other.checkpoint, theirs);
+                    let from = candidate.path.display();
+                    return (Arc::new(whole), Some(format!("what is outside of the blocks comes from '{from}'")));
+                }
+            }
+        }
+        (main, None)
     }
 
     fn list(&self) -> String {

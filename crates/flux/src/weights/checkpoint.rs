@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The tensors of one file or of the shards of one model.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Checkpoint {
     origin: PathBuf,
     files: Vec<Bytes>,
@@ -206,6 +206,24 @@ impl Checkpoint {
     /// A list in the metadata of a GGUF file, and the file's bytes to read it from.
     pub fn array(&self, key: &str) -> Option<(&gguf::Array, &[u8])> {
         self.arrays.get(key).map(|(file, array)| (array, self.files[*file].get()))
+    }
+
+    /// This transformer with what it lacks outside of its blocks from `other`, whose names begin with `theirs` instead of
+    /// `prefix`. Nothing is copied.
+    pub(crate) fn completed(&self, prefix: &str, other: &Self, theirs: &str) -> Self {
+        let mut whole = self.clone();
+        let first = whole.files.len();
+        whole.files.extend(other.files.iter().cloned());
+        let outside = |name: &str| !name.starts_with("double_blocks.") && !name.starts_with("single_blocks.");
+        for (name, (file, entry)) in &other.tensors {
+            if let Some(bare) = name.strip_prefix(theirs).filter(|bare| outside(bare)) {
+                whole.tensors.entry(format!("{prefix}{bare}")).or_insert((first + file, entry.clone()));
+            }
+        }
+        for (layer, format) in &other.formats {
+            whole.formats.entry(layer.clone()).or_insert_with(|| format.clone());
+        }
+        whole
     }
 
     /// Whether it is a GGUF file.
