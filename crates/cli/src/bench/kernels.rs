@@ -12,7 +12,9 @@ use std::{
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use serde_json::json;
-use tensor::{Backend, Bytes, DType, Mask, Padding, Precision, Rows, Scale, Shape, Tensor, Weight, cpu::Cpu};
+use tensor::{
+    Backend, BlockScales, Bytes, DType, Mask, Padding, Precision, Rows, Scale, Scales, Shape, Tensor, Weight, cpu::Cpu,
+};
 
 use super::{
     PRECISIONS,
@@ -61,7 +63,7 @@ const LINEARS: [[usize; 3]; 13] = [
 const STORED: [usize; 3] = [768, 3072, 12288];
 
 /// Formats of weights.
-const FORMATS: [DType; 18] = [
+const FORMATS: [DType; 19] = [
     DType::F32,
     DType::F16,
     DType::BF16,
@@ -78,6 +80,7 @@ const FORMATS: [DType; 18] = [
     DType::Q4K,
     DType::IQ4NL,
     DType::IQ4XS,
+    DType::NF4,
     DType::Q3K,
     DType::Q2K,
 ];
@@ -203,8 +206,17 @@ fn weight(shape: Shape, dtype: DType, precision: Precision) -> Weight {
         0x38 | (state >> 29) as u8
     };
     let bytes: Arc<[u8]> = std::iter::repeat_with(next).take(dtype.bytes(shape.count())).collect();
-    let rows = Rows { count: shape[0], dtype, scale: Scale::NONE, bytes: Bytes::from(bytes) };
+    let scale = if dtype == DType::NF4 { nf4_scale(shape.count()) } else { Scale::NONE };
+    let rows = Rows { count: shape[0], dtype, scale, bytes: Bytes::from(bytes) };
     Weight::new(shape, vec![rows], precision)
+}
+
+/// The same scale for each 64 of `count` elements, and sixteen even values.
+fn nf4_scale(count: usize) -> Scale {
+    const SIZE: usize = 64;
+    let bytes: Arc<[u8]> = std::iter::repeat_n(0.5f32.to_le_bytes(), count / SIZE).flatten().collect();
+    let values = std::array::from_fn(|code| (code as f32 - 7.5) / 8.0);
+    Scale::PerBlock(Arc::new(BlockScales { values, size: SIZE, scales: Scales::Plain(Bytes::from(bytes)), first: 0 }))
 }
 
 /// Medians and ends; shares are of 1.
