@@ -15,7 +15,7 @@ use crate::{Buffer, Tensor};
 const LINE: usize = 16;
 
 /// Memory of some elements.
-enum Block {
+pub(crate) enum Block {
     /// From the allocator.
     Heap(Vec<f32>),
     /// Pages of its own, which the system has back at once when they are let go: an allocator may keep them.
@@ -32,16 +32,32 @@ impl Block {
     /// Smaller blocks are left to the allocator, which has them at hand.
     const SMALLEST: usize = 1 << 14;
 
+    /// Bytes from which on huge pages are asked for.
+    const WORTH_HUGE_PAGES: usize = 2 << 20;
+
     /// Room for `len` elements from a cache line's start on.
-    fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let pages = (len >= Self::SMALLEST).then(|| memmap2::MmapMut::map_anon(4 * len));
         match pages {
-            Some(Ok(pages)) => Self::Pages(pages),
+            Some(Ok(pages)) => {
+                Self::use_huge_pages(&pages);
+                Self::Pages(pages)
+            }
             Some(Err(_)) | None => Self::Heap(vec![0.0; len + LINE]),
         }
     }
 
-    fn elements(&self) -> &[f32] {
+    /// Asks for pages of 2 MiB where the system has them. A matrix product walks through rows that are pages apart; with pages
+    /// of 4 KiB it waits for their addresses, a tenth of its time on a virtual machine. Nothing is lost if it is refused.
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, reason = "only Linux is asked"))]
+    fn use_huge_pages(pages: &memmap2::MmapMut) {
+        #[cfg(target_os = "linux")]
+        if pages.len() >= Self::WORTH_HUGE_PAGES {
+            let _refused = pages.advise(memmap2::Advice::HugePage).is_err();
+        }
+    }
+
+    pub(crate) fn elements(&self) -> &[f32] {
         match self {
             Self::Heap(elements) => elements,
             // SAFETY: any bits are an f32, and pages are aligned for it.
@@ -49,7 +65,7 @@ impl Block {
         }
     }
 
-    fn elements_mut(&mut self) -> &mut [f32] {
+    pub(crate) fn elements_mut(&mut self) -> &mut [f32] {
         match self {
             Self::Heap(elements) => elements,
             // SAFETY: any bits are an f32 and the other way round, and pages are aligned for it.

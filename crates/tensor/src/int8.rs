@@ -48,11 +48,12 @@ pub(crate) struct WeightScale {
 }
 
 impl WeightScale {
-    /// From the greatest magnitude; `wrong` is 0, or NaN if an element was not finite.
+    /// From the greatest magnitude, which is NaN if one element is.
     #[inline(always)]
-    pub(crate) fn new(largest: f32, wrong: f32) -> Self {
+    pub(crate) fn new(largest: f32) -> Self {
         let inverse = if largest > NOTHING { 127.0 / largest } else { 0.0 };
         let scale = if inverse > 0.0 { largest / 127.0 } else { 0.0 };
-        Self { inverse, scale: scale + wrong }
+        // Nothing, but NaN if the magnitude is not finite.
+        Self { inverse, scale: scale + 0.0 * largest }
     }
 }

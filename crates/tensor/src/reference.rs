@@ -64,7 +64,7 @@ fn linear_int8(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
                 stored.decode(0, &mut numbers);
                 let numbers = &numbers[block.clone()];
                 let largest = numbers.iter().map(|v| v.abs()).fold(0.0, f32::max);
-                let rule = WeightScale::new(largest, not_finite(numbers));
+                let rule = WeightScale::new(largest + not_finite(numbers));
                 (rule.scale, numbers.iter().map(|v| (v * rule.inverse).round_ties_even() as i64).collect())
             };
             let sum: i64 = p.iter().sum();

@@ -7,7 +7,6 @@
 use super::{
     arch::{Kernel, Vector},
     pack::MAX_LANES,
-    tile::MAX_ROWS,
 };
 
 /// Numbers of a panel beside its words, a vector for each of its two: the scales, and `scale · Σ p`.
@@ -30,14 +29,10 @@ pub(super) struct ByteTile {
     pub(super) b: *const f32,
     /// What [`PER_PANEL`] says.
     pub(super) scales: *const f32,
-    /// The result's first element.
+    /// The tile's result, row by row of two vectors.
     pub(super) c: *mut f32,
-    /// Elements from one row of the result to the next.
-    pub(super) c_step: usize,
     /// Rows of the tile, 1 to `TILE_ROWS`.
     pub(super) rows: usize,
-    /// Columns of the result, 1 to two vectors.
-    pub(super) columns: usize,
     /// Whether to add to what is in `c`.
     pub(super) add: bool,
 }
@@ -46,62 +41,30 @@ impl ByteTile {
     /// Computes the tile.
     ///
     /// # Safety
-    /// `rows` and `columns` are in their ranges; all elements of the strip, the panel and what belongs to them can be read,
-    /// `rows` times `columns` of `c` can be written (and read, if they are added to) and belong to nobody else. The machine
-    /// has byte products if `bytes`.
+    /// `rows` is in its range; all elements of the strip, the panel and what belongs to them can be read, `rows` times two
+    /// vectors of `c` can be written (and read, if they are added to) and belong to nobody else. The machine has byte
+    /// products if `bytes`.
     #[inline(always)]
     pub(super) unsafe fn run<V: Vector>(self) {
-        debug_assert!((1..=V::TILE_ROWS).contains(&self.rows) && (1..=2 * V::LANES).contains(&self.columns));
-        if self.columns == 2 * V::LANES {
+        debug_assert!((1..=V::TILE_ROWS).contains(&self.rows));
+        if self.bytes {
             // SAFETY: the caller's promise is handed on.
-            unsafe { call::<V, _>(self.bytes, Checked(self)) };
-            return;
+            unsafe { V::call_with_bytes(Checked::<true>(self)) };
+        } else {
+            V::call(Checked::<false>(self));
         }
-        // At the result's edge a whole tile is computed beside it.
-        let mut whole = [0.0; MAX_ROWS * 2 * MAX_LANES];
-        let step = 2 * V::LANES;
-        let copy = |from: *const f32, from_step: usize, to: *mut f32, to_step: usize| {
-            for r in 0..self.rows {
-                // SAFETY: `rows` times `columns` elements are in both.
-                unsafe { std::ptr::copy_nonoverlapping(from.add(r * from_step), to.add(r * to_step), self.columns) };
-            }
-        };
-        if self.add {
-            copy(self.c, self.c_step, whole.as_mut_ptr(), step);
-        }
-        // SAFETY: the caller's promise is handed on.
-        unsafe { call::<V, _>(self.bytes, Checked(Self { c: whole.as_mut_ptr(), c_step: step, ..self })) };
-        copy(whole.as_ptr(), step, self.c, self.c_step);
     }
 }
 
-/// # Safety
-/// The machine has byte products if `bytes`.
-#[inline(always)]
-unsafe fn call<V: Vector, K: Kernel<Output = ()>>(bytes: bool, kernel: K) {
-    if bytes {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { V::call_with_bytes(kernel) };
-    } else {
-        V::call(kernel);
-    }
-}
+/// A tile whose operands can be read and whose result can be written.
+struct Checked<const BYTES: bool>(ByteTile);
 
-/// A tile whose operands can be read and whose whole width can be written.
-struct Checked(ByteTile);
-
-impl Kernel for Checked {
+impl<const BYTES: bool> Kernel for Checked<BYTES> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
         // SAFETY: `ByteTile::run` was promised what this needs.
-        unsafe {
-            if self.0.bytes {
-                self.0.rows::<V, true>();
-            } else {
-                self.0.rows::<V, false>();
-            }
-        }
+        unsafe { self.0.rows::<V, BYTES>() };
     }
 }
 
@@ -114,7 +77,7 @@ impl ByteTile {
     /// Makes the number of rows a constant.
     ///
     /// # Safety
-    /// As for [`ByteTile::run`], with the tile's whole width.
+    /// As for [`ByteTile::run`].
     #[inline(always)]
     unsafe fn rows<V: Vector, const BYTES: bool>(self) {
         // SAFETY: the caller's promise is handed on.
@@ -137,13 +100,13 @@ impl ByteTile {
     }
 
     /// # Safety
-    /// As for [`ByteTile::run`] with `R` rows and the tile's whole width.
+    /// As for [`ByteTile::run`] with `R` rows.
     #[inline(always)]
     unsafe fn compute<V: Vector, const BYTES: bool, const R: usize>(self) {
         if R > V::TILE_ROWS {
             return;
         }
-        let Self { words, mut a, rules, tokens, mut b, scales, c, c_step, add, .. } = self;
+        let Self { words, mut a, rules, tokens, mut b, scales, c, add, .. } = self;
         // SAFETY: all indices are within what the caller promises.
         unsafe {
             let mut sums = [[V::splat(0.0); 2]; R];
@@ -151,11 +114,13 @@ impl ByteTile {
                 *sums = [V::splat(rules.add(2 * tokens + r).read()); 2];
             }
             // What is in `c` is needed last, and has left the first cache since the block before.
-            for r in 0..R {
-                V::prefetch(c.wrapping_add(r * c_step));
-                V::prefetch(c.wrapping_add(r * c_step + V::LANES));
+            for i in 0..2 * R {
+                V::prefetch(c.wrapping_add(i * V::LANES));
             }
+            // The next strip lies behind this one.
+            let ahead = words * R;
             for _ in 0..words {
+                V::prefetch_far(a.wrapping_add(ahead).cast());
                 let [b0, b1] = [V::load(b), V::load(b.add(V::LANES))];
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let factor = V::splat(a.add(r).read());
@@ -169,7 +134,7 @@ impl ByteTile {
                 let step = V::splat(rules.add(r).read());
                 let offset = V::splat(rules.add(tokens + r).read());
                 for (half, sum) in sums.into_iter().enumerate() {
-                    let c = c.add(r * c_step + half * V::LANES);
+                    let c = c.add((2 * r + half) * V::LANES);
                     let before = if add { V::load(c) } else { V::splat(0.0) };
                     let scale = V::load(scales.add(half * V::LANES));
                     let scaled_sum = V::load(scales.add((2 + half) * V::LANES));
@@ -199,8 +164,12 @@ impl PanelSums {
     /// The panel and the scales can be read, the sums written. The machine has byte products if `bytes`.
     #[inline(always)]
     pub(super) unsafe fn run<V: Vector>(self) {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { call::<V, _>(self.bytes, self) };
+        if self.bytes {
+            // SAFETY: the caller's promise is handed on.
+            unsafe { V::call_with_bytes(Sums::<true>(self)) };
+        } else {
+            V::call(Sums::<false>(self));
+        }
     }
 
     /// # Safety
@@ -226,17 +195,14 @@ impl PanelSums {
     }
 }
 
-impl Kernel for PanelSums {
+/// A panel that can be read, with scales that can be written.
+struct Sums<const BYTES: bool>(PanelSums);
+
+impl<const BYTES: bool> Kernel for Sums<BYTES> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
         // SAFETY: `PanelSums::run` was promised what this needs.
-        unsafe {
-            if self.bytes {
-                self.compute::<V, true>();
-            } else {
-                self.compute::<V, false>();
-            }
-        }
+        unsafe { self.0.compute::<V, BYTES>() };
     }
 }

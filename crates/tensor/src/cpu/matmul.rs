@@ -11,7 +11,7 @@ use super::{
     arch::{Kernel, Vector, VectorSlice},
     few_rows::FEW,
     math,
-    pack::{self, BLOCK, Factors, MAX_LANES, Strips},
+    pack::{self, Ahead, BLOCK, Factors, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::Tile,
 };
@@ -20,6 +20,10 @@ use crate::{Precision, Unary, Weight, host::HostBuffer, int8};
 /// Columns of a task, at most. Measured at 768 × 3072 → 3072, one thread, bf16: 64 gives 213 GFLOP/s, 128 gives 200, 256 gives
 /// 197; the panels are reused by every strip and must not leave the second cache.
 const COLUMNS: usize = 64;
+
+/// Rows of `x` of a task, about: what they have summed up (256 KiB) stays in the second cache beside the panels. In `y` itself
+/// it would not: rows lie multiples of 4 KiB apart, and all fall into the same few sets of the cache.
+const ROWS: usize = 1024;
 
 /// What follows the product.
 #[derive(Clone, Copy)]
@@ -106,15 +110,22 @@ impl Cpu {
         let panel = 2 * self.simd.lanes();
         let columns = n.div_ceil(4 * self.threads.count()).next_multiple_of(panel).min(COLUMNS);
         let column_tasks = n.div_ceil(columns);
-        let row_tasks = (2 * self.threads.count()).div_ceil(column_tasks).min(strips.count());
+        let row_tasks = (2 * self.threads.count()).div_ceil(column_tasks).max(m.div_ceil(ROWS)).min(strips.count());
         self.threads.for_each(column_tasks * row_tasks, work, |task| {
-            let (column_task, row_task) = (task / row_tasks, task % row_tasks);
-            let columns = column_task * columns..((column_task + 1) * columns).min(n);
+            let (row_task, column_task) = (task / column_tasks, task % column_tasks);
+            let of_task = |task: usize| task * columns..((task + 1) * columns).min(n);
+            // What this thread is likely to do next.
+            let next = of_task((column_task + self.threads.count()) % column_tasks);
+            let columns = of_task(column_task);
             let own = row_task * strips.count() / row_tasks..(row_task + 1) * strips.count() / row_tasks;
-            let panels = columns.len().next_multiple_of(panel) * BLOCK.min(words);
-            with_scratch(panels + pack::columns_scratch(), |scratch| {
+            let rows = strips.rows(own.end - 1).end - strips.rows(own.start).start;
+            let all_columns = columns.len().next_multiple_of(panel);
+            let [panels, sums] = [BLOCK.min(words), rows].map(|rows| rows * all_columns);
+            with_scratch(panels + sums + pack::columns_scratch(), |scratch| {
                 let (panels, scratch) = scratch.split_at_mut(panels);
-                self.simd.run(Task { m, x, weight, factors, strips, own, columns, panels, scratch, y: out, epilogue });
+                let (sums, scratch) = scratch.split_at_mut(sums);
+                let operands = Operands { m, x, weight, factors, strips };
+                self.simd.run(Task { operands, own, columns, next, panels, sums, scratch, y: out, epilogue });
             });
         });
         drop(packed);
@@ -160,16 +171,27 @@ impl Kernel for PackRows<'_> {
     }
 }
 
-/// One task: some columns for some strips.
-struct Task<'a> {
+/// What all tasks share.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
     m: usize,
+    /// Packed.
     x: &'a [f32],
     weight: &'a Weight,
     factors: Factors,
     strips: Strips,
+}
+
+/// One task: some columns for some strips.
+struct Task<'a> {
+    operands: Operands<'a>,
     own: Range<usize>,
     columns: Range<usize>,
+    /// The columns of the task after this one.
+    next: Range<usize>,
     panels: &'a mut [f32],
+    /// The result so far: `[strip][panel][row][column]`.
+    sums: &'a mut [f32],
     scratch: &'a mut [f32],
     y: Shared<'a>,
     epilogue: Epilogue<'a>,
@@ -179,41 +201,73 @@ impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { m, x, weight, factors, strips, own, columns, panels, scratch, y, epilogue } = self;
-        let (width, all_words) = (weight.out_features(), factors.words(weight.row_len()));
+        let Self { operands, own, columns, next, panels, sums, scratch, y, epilogue } = self;
+        let Operands { m, x, weight, factors, strips } = operands;
+        let all_words = factors.words(weight.row_len());
         let panel = 2 * V::LANES;
+        let all_columns = columns.len().next_multiple_of(panel);
+        let first_row = strips.rows(own.start).start;
+        let elements = |words: Range<usize>| {
+            words.start * factors.per_word()..(words.end * factors.per_word()).min(weight.row_len())
+        };
         for block in pack::blocks(all_words) {
             let words = block.len();
             let last = block.end == all_words;
             pack::pack_columns::<V>(weight, factors, columns.clone(), block.clone(), scratch, panels);
+            let mut ahead = if last {
+                Ahead::new(weight, next.clone(), elements(0..BLOCK.min(all_words)))
+            } else {
+                Ahead::new(weight, columns.clone(), elements(block.end..(block.end + BLOCK).min(all_words)))
+            };
             for strip in own.clone() {
+                ahead.fetch_share::<V>(own.end - strip);
                 let rows = strips.rows(strip);
                 let strip = &x[m * block.start + rows.start * words..][..rows.len() * words];
-                for (i, first) in columns.clone().step_by(panel).enumerate() {
-                    let b = &panels[i * words * panel..][..words * panel];
+                let sums = &mut sums[(rows.start - first_row) * all_columns..][..rows.len() * all_columns];
+                for (i, sums) in sums.chunks_exact_mut(rows.len() * panel).enumerate() {
                     let tile = Tile {
                         factors,
                         words,
                         a: strip.as_ptr(),
                         a_step: rows.len(),
-                        b: b.as_ptr(),
-                        c: y.at(rows.start * width + first),
-                        c_step: width,
+                        b: panels[i * words * panel..][..words * panel].as_ptr(),
+                        c: sums.as_mut_ptr(),
+                        c_step: panel,
                         rows: rows.len(),
-                        columns: (columns.end - first).min(panel),
+                        columns: panel,
                         add: block.start > 0,
                     };
-                    // SAFETY: strip and panel have `words` words; the task alone has these rows and columns of y.
-                    unsafe { tile.run::<V>() };
+                    // SAFETY: strip and panel have `words` words, `sums` has the tile's size.
+                    unsafe { tile.run_ahead::<V>(strip.len()) };
                 }
                 if last {
-                    for row in rows {
-                        // SAFETY: the task alone has these rows and columns of y.
-                        let y = unsafe { y.slice(row * width + columns.start..row * width + columns.end) };
-                        epilogue.finish::<V>(y, row, width, columns.clone());
-                    }
+                    store::<V>(sums, rows, columns.clone(), weight.out_features(), y, epilogue);
                 }
             }
         }
+    }
+}
+
+/// Writes a strip's sums, `[panel][row][column]`, to the rows `rows` of `y` and finishes them. The columns are the caller's.
+#[inline(always)]
+pub(super) fn store<V: Vector>(
+    sums: &[f32],
+    rows: Range<usize>,
+    columns: Range<usize>,
+    width: usize,
+    y: Shared<'_>,
+    epilogue: Epilogue<'_>,
+) {
+    let panel = 2 * V::LANES;
+    for (i, row) in rows.clone().enumerate() {
+        // SAFETY: the caller's task alone has these rows and columns of y.
+        let y = unsafe { y.slice(row * width + columns.start..row * width + columns.end) };
+        for (y, sums) in y.chunks_mut(panel).zip(sums.chunks_exact(rows.len() * panel)) {
+            let sums = &sums[i * panel..][..y.len()];
+            for (y, sums) in y.chunks_mut(V::LANES).zip(sums.chunks(V::LANES)) {
+                V::from_slice(sums).to_slice(y);
+            }
+        }
+        epilogue.finish::<V>(y, row, width, columns.clone());
     }
 }

@@ -11,8 +11,8 @@ use super::{
     Cpu,
     arch::{Kernel, Simd, Vector, VectorSlice},
     byte_tile::{ByteTile, PER_PANEL, PanelSums},
-    matmul::Epilogue,
-    pack::{self, MAX_LANES, Strips},
+    matmul::{Epilogue, store},
+    pack::{self, Ahead, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::MAX_ROWS,
 };
@@ -23,6 +23,9 @@ use crate::{
 
 /// Columns of a task, at most.
 const COLUMNS: usize = 64;
+
+/// Rows of `x` of a task, about: what they have summed up (384 KiB) stays in the second cache.
+const ROWS: usize = 1536;
 
 /// What stands behind the packed words of a block of `x`, for each row: step, offset and start of the sums.
 const RULES: usize = 3;
@@ -35,25 +38,22 @@ struct Words {
 }
 
 impl Words {
+    /// Elements in a word.
+    #[inline(always)]
+    fn per_word(self) -> usize {
+        if self.bytes { 4 } else { 2 }
+    }
+
     /// Words of `len` elements.
     #[inline(always)]
     fn of(self, len: usize) -> usize {
-        len.div_ceil(if self.bytes { 4 } else { 2 })
+        len.div_ceil(self.per_word())
     }
 
-    /// Lays out integers; words that are not filled end in zeros.
+    /// A vector of words.
     #[inline(always)]
-    fn pack<V: Vector>(self, numbers: &[f32], words: &mut [f32]) {
-        let per_vector = if self.bytes { 4 * V::LANES } else { 2 * V::LANES };
-        for (words, numbers) in words.chunks_mut(V::LANES).zip(numbers.chunks(per_vector)) {
-            let part = |i: usize| V::from_slice(numbers.get(i * V::LANES..).unwrap_or_default());
-            let packed = if self.bytes {
-                V::signed_bytes([part(0), part(1), part(2), part(3)])
-            } else {
-                V::signed_shorts(part(0), part(1))
-            };
-            packed.to_slice(words);
-        }
+    fn pack<V: Vector>(self, [a, b, c, d]: [V; 4]) -> V {
+        if self.bytes { V::signed_bytes([a, b, c, d]) } else { V::signed_shorts(a, b) }
     }
 }
 
@@ -74,7 +74,7 @@ impl Cpu {
         self.threads.for_each(strips.count(), m * k, |strip| {
             let rows = strips.rows(strip);
             let x = &x[rows.start * k..rows.end * k];
-            with_scratch(BLOCK + BLOCK * rows.len(), |scratch| {
+            with_scratch(words.of(BLOCK) * rows.len(), |scratch| {
                 self.simd.run(PackRows { x, k, m, words, rows, scratch, to: packed_x });
             });
         });
@@ -84,15 +84,22 @@ impl Cpu {
         let panel = 2 * self.simd.lanes();
         let columns = n.div_ceil(4 * self.threads.count()).next_multiple_of(panel).min(COLUMNS);
         let column_tasks = n.div_ceil(columns);
-        let row_tasks = (2 * self.threads.count()).div_ceil(column_tasks).min(strips.count());
+        let row_tasks = (2 * self.threads.count()).div_ceil(column_tasks).max(m.div_ceil(ROWS)).min(strips.count());
         self.threads.for_each(column_tasks * row_tasks, m * n * (k + 1), |task| {
-            let (column_task, row_task) = (task / row_tasks, task % row_tasks);
-            let columns = column_task * columns..((column_task + 1) * columns).min(n);
+            let (row_task, column_task) = (task / column_tasks, task % column_tasks);
+            let of_task = |task: usize| task * columns..((task + 1) * columns).min(n);
+            // What this thread is likely to do next.
+            let next = of_task((column_task + self.threads.count()) % column_tasks);
+            let columns = of_task(column_task);
             let own = row_task * strips.count() / row_tasks..(row_task + 1) * strips.count() / row_tasks;
+            let rows = strips.rows(own.end - 1).end - strips.rows(own.start).start;
             let panels = columns.len().div_ceil(panel) * (panel * words.of(BLOCK.min(k)) + PER_PANEL);
-            with_scratch(panels + pack_scratch(words), |scratch| {
+            let sums = rows * columns.len().next_multiple_of(panel);
+            with_scratch(panels + sums + pack_scratch(words), |scratch| {
                 let (panels, scratch) = scratch.split_at_mut(panels);
-                self.simd.run(Task { m, x, weight, words, strips, own, columns, panels, scratch, y, epilogue });
+                let (sums, scratch) = scratch.split_at_mut(sums);
+                let operands = Operands { m, x, weight, words, strips };
+                self.simd.run(Task { operands, own, columns, next, panels, sums, scratch, y, epilogue });
             });
         });
     }
@@ -101,30 +108,50 @@ impl Cpu {
 /// The least and the greatest of some numbers, and 0, or NaN if one is not finite.
 #[inline(always)]
 fn range<V: Vector>(numbers: &[f32]) -> [f32; 3] {
-    let first = V::splat(numbers[0]);
-    let [mut low, mut high, mut wrong] = [first, first, V::splat(0.0)];
-    let whole = numbers.len() - numbers.len() % V::LANES;
-    for numbers in numbers[..whole].chunks_exact(V::LANES) {
-        let v = V::from_slice(numbers);
-        low = low.min(v);
-        high = high.max(v);
-        wrong = v.mul_add(V::splat(0.0), wrong);
+    // Several chains, because each instruction waits for the one before.
+    const CHAINS: usize = 4;
+    let mut lows = [V::splat(numbers[0]); CHAINS];
+    let mut highs = lows;
+    let mut wrongs = [V::splat(0.0); CHAINS];
+    let whole = numbers.len() - numbers.len() % (CHAINS * V::LANES);
+    for numbers in numbers[..whole].chunks_exact(CHAINS * V::LANES) {
+        for i in 0..CHAINS {
+            let v = V::from_slice(&numbers[i * V::LANES..][..V::LANES]);
+            lows[i] = lows[i].min(v);
+            highs[i] = highs[i].max(v);
+            wrongs[i] = v.mul_add(V::splat(0.0), wrongs[i]);
+        }
     }
-    let [mut least, mut greatest] = [numbers[0]; 2];
-    let [mut lows, mut highs] = [[0.0; MAX_LANES]; 2];
-    low.to_slice(&mut lows[..V::LANES]);
-    high.to_slice(&mut highs[..V::LANES]);
-    let mut wrong = wrong.sum();
-    for i in 0..V::LANES {
-        least = least.min(lows[i]);
-        greatest = greatest.max(highs[i]);
+    let [mut low, mut high, mut wrong] = [numbers[0], numbers[0], 0.0];
+    for i in 0..CHAINS {
+        let [mut least, mut greatest] = [[0.0; MAX_LANES]; 2];
+        lows[i].to_slice(&mut least[..V::LANES]);
+        highs[i].to_slice(&mut greatest[..V::LANES]);
+        for lane in 0..V::LANES {
+            low = low.min(least[lane]);
+            high = high.max(greatest[lane]);
+        }
+        wrong += wrongs[i].sum();
     }
     for &v in &numbers[whole..] {
-        least = least.min(v);
-        greatest = greatest.max(v);
+        low = low.min(v);
+        high = high.max(v);
         wrong += 0.0 * v;
     }
-    [least, greatest, wrong]
+    [low, high, wrong]
+}
+
+/// The greatest magnitude; NaN if an element is not a number.
+#[inline(always)]
+fn largest<V: Vector>(numbers: &[f32]) -> f32 {
+    let mut most = [V::splat(0.0); 2];
+    for pair in numbers.chunks(2 * V::LANES) {
+        most[0] = most[0].max_magnitude(V::from_slice(pair));
+        most[1] = most[1].max_magnitude(V::from_slice(pair.get(V::LANES..).unwrap_or_default()));
+    }
+    let mut lanes = [0.0_f32; MAX_LANES];
+    most[0].max_magnitude(most[1]).to_slice(&mut lanes[..V::LANES]);
+    f32::from_bits(lanes.into_iter().map(f32::to_bits).fold(0, u32::max))
 }
 
 /// Elements that `m` packed rows of `x` and their rules take.
@@ -150,32 +177,16 @@ impl Kernel for PackRows<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Self { x, k, m, words, rows, scratch, to } = self;
-        let (integers, packed) = scratch.split_at_mut(BLOCK);
         for (index, block) in blocks(k).enumerate() {
             let len = words.of(block.len());
             let rules = m * (words.of(k) + RULES * index) + rows.start;
             let mut at = [std::ptr::null(); MAX_ROWS];
-            for ((row, at), packed) in at[..rows.len()].iter_mut().enumerate().zip(packed.chunks_exact_mut(BLOCK)) {
+            let packed = scratch.chunks_exact_mut(words.of(BLOCK));
+            for ((row, at), packed) in at[..rows.len()].iter_mut().enumerate().zip(packed) {
                 let numbers = &x[row * k..][block.clone()];
                 let [low, high, wrong] = range::<V>(numbers);
                 let rule = Activation::new(low, high, wrong);
-                let integers = &mut integers[..numbers.len()];
-                let mut sum = V::splat(0.0);
-                let [low, inverse, half] = [rule.low, rule.inverse, 128.0].map(V::splat);
-                let whole = numbers.len() - numbers.len() % V::LANES;
-                let (body, tail) = integers.split_at_mut(whole);
-                for (q, x) in body.chunks_exact_mut(V::LANES).zip(numbers.chunks_exact(V::LANES)) {
-                    let rounded = V::from_slice(x).sub(low).mul(inverse).round().sub(half);
-                    sum = sum.add(rounded);
-                    rounded.to_slice(q);
-                }
-                let mut sum = sum.sum();
-                for (q, x) in tail.iter_mut().zip(&numbers[whole..]) {
-                    *q = ((x - rule.low) * rule.inverse).round_ties_even() - 128.0;
-                    sum += *q;
-                }
-                let packed = &mut packed[..len];
-                words.pack::<V>(integers, packed);
+                let sum = words.activations::<V>(rule, numbers, &mut packed[..len]);
                 *at = packed.as_ptr();
                 let start = if words.bytes { -128 * sum as i32 } else { 0 };
                 for (i, value) in [rule.step, rule.offset, f32::from_bits(start as u32)].into_iter().enumerate() {
@@ -192,9 +203,40 @@ impl Kernel for PackRows<'_> {
     }
 }
 
-/// Room that [`PackPanels`] needs beside its result: the words of one vector of columns, and one decoded row.
+impl Words {
+    /// The words of a block of activations, the last filled up with zeros; gives the sum of the integers.
+    #[inline(always)]
+    fn activations<V: Vector>(self, rule: Activation, numbers: &[f32], words: &mut [f32]) -> f32 {
+        let [low, inverse, half] = [rule.low, rule.inverse, 128.0].map(V::splat);
+        let per_vector = self.per_word() * V::LANES;
+        let whole = numbers.len() / per_vector;
+        let (body, tail) = numbers.split_at(whole * per_vector);
+        let mut sums = [V::splat(0.0); 4];
+        for (words, numbers) in words.chunks_exact_mut(V::LANES).zip(body.chunks_exact(per_vector)) {
+            let mut parts = [V::splat(0.0); 4];
+            for (i, numbers) in numbers.chunks_exact(V::LANES).enumerate() {
+                parts[i] = V::from_slice(numbers).sub(low).mul(inverse).round().sub(half);
+                sums[i] = sums[i].add(parts[i]);
+            }
+            self.pack(parts).to_slice(words);
+        }
+        let mut sum: f32 = sums.map(V::sum).iter().sum();
+        if !tail.is_empty() {
+            let mut integers = [0.0; 4 * MAX_LANES];
+            for (q, x) in integers.iter_mut().zip(tail) {
+                *q = ((x - rule.low) * rule.inverse).round_ties_even() - 128.0;
+                sum += *q;
+            }
+            let part = |i: usize| V::from_slice(&integers[i * V::LANES..][..V::LANES]);
+            self.pack([part(0), part(1), part(2), part(3)]).to_slice(&mut words[whole * V::LANES..]);
+        }
+        sum
+    }
+}
+
+/// Room that [`PackPanels`] needs beside its result: one decoded row, a row of zeros, the words of one vector of columns.
 fn pack_scratch(words: Words) -> usize {
-    (MAX_LANES + 1) * words.of(BLOCK) + BLOCK
+    BLOCK + (MAX_LANES + 1) * words.of(BLOCK)
 }
 
 /// Decodes, rounds and packs the block `block` of a weight's rows `columns`: `[panel][word][column]`, then [`PER_PANEL`]
@@ -215,6 +257,9 @@ impl PackPanels<'_> {
         let (zeros, rows) = scratch.split_at_mut(words.of(BLOCK));
         zeros[..len].fill(0.0);
         let mut stored = weight.stored_rows(columns.start);
+        // Two rows ahead.
+        let mut near = Ahead::new(weight, columns.clone(), block.clone());
+        near.fetch::<V, true>(2);
         let panels = columns.len().div_ceil(2 * V::LANES);
         let (panel_words, scales) = to.split_at_mut(panels * len * 2 * V::LANES);
         let panel_words = panel_words.chunks_exact_mut(len * 2 * V::LANES);
@@ -225,10 +270,10 @@ impl PackPanels<'_> {
                 let present = (columns.len() - missing).min(V::LANES);
                 let scales = &mut scales[half * V::LANES..][..V::LANES];
                 scales[present..].fill(0.0);
-                for ((at, row), scale) in
-                    at[..present].iter_mut().zip(rows.chunks_exact_mut(words.of(BLOCK))).zip(scales)
-                {
+                let rows = rows.chunks_exact_mut(words.of(BLOCK));
+                for ((at, row), scale) in at[..present].iter_mut().zip(rows).zip(scales) {
                     let Some(stored) = stored.next() else { unreachable!("the weight has all columns") };
+                    near.fetch::<V, true>(1);
                     let row = &mut row[..len];
                     *scale = words.weight_row::<V>(stored, block.clone(), decoded, row);
                     *at = row.as_ptr();
@@ -246,7 +291,7 @@ impl PackPanels<'_> {
 }
 
 impl Words {
-    /// The words of a block of a weight's row; gives its scale.
+    /// The words of a block of a weight's row, the last filled up with zeros; gives its scale.
     #[inline(always)]
     fn weight_row<V: Vector>(
         self,
@@ -255,41 +300,69 @@ impl Words {
         decoded: &mut [f32],
         words: &mut [f32],
     ) -> f32 {
+        // Bytes are stored as 128 more than they are.
+        let sign = V::splat(f32::from_bits(if self.bytes { 0x8080_8080 } else { 0 }));
+        if stored.dtype == DType::I8 && self.bytes && block.len().is_multiple_of(4 * V::LANES) {
+            let bytes = &stored.bytes[block];
+            for (words, bytes) in words.chunks_exact_mut(V::LANES).zip(bytes.chunks_exact(4 * V::LANES)) {
+                // SAFETY: the chunk has as many bytes as a vector.
+                unsafe { V::load(bytes.as_ptr().cast()) }.xor(sign).to_slice(words);
+            }
+            return stored.scale;
+        }
         let decoded = &mut decoded[..block.len()];
-        let scale = if stored.dtype == DType::I8 {
+        let rule = if stored.dtype == DType::I8 {
             pack::decode::<V>(StoredRow { scale: 1.0, ..stored }, block.start, decoded);
-            stored.scale
+            WeightScale { inverse: 1.0, scale: stored.scale }
         } else {
             pack::decode::<V>(stored, block.start, decoded);
-            let [low, high, wrong] = range::<V>(decoded);
-            let rule = WeightScale::new(high.max(-low), wrong);
-            let inverse = V::splat(rule.inverse);
-            for p in decoded.chunks_mut(V::LANES) {
-                V::from_slice(p).mul(inverse).round().to_slice(p);
-            }
-            rule.scale
+            WeightScale::new(largest::<V>(decoded))
         };
-        self.pack::<V>(decoded, words);
+        let inverse = V::splat(rule.inverse);
+        let per_vector = self.per_word() * V::LANES;
+        let whole = decoded.len() / per_vector;
+        let (words, last_words) = words.split_at_mut(whole * V::LANES);
+        let (numbers, last_numbers) = decoded.split_at(whole * per_vector);
         if self.bytes {
-            let sign = V::splat(f32::from_bits(0x8080_8080));
-            for words in words.chunks_mut(V::LANES) {
-                V::from_slice(words).xor(sign).to_slice(words);
+            for (words, numbers) in words.chunks_exact_mut(V::LANES).zip(numbers.chunks_exact(4 * V::LANES)) {
+                let part = |i: usize| V::from_slice(&numbers[i * V::LANES..][..V::LANES]).mul(inverse);
+                V::signed_bytes([part(0), part(1), part(2), part(3)]).xor(sign).to_slice(words);
+            }
+        } else {
+            for (words, numbers) in words.chunks_exact_mut(V::LANES).zip(numbers.chunks_exact(2 * V::LANES)) {
+                let part = |i: usize| V::from_slice(&numbers[i * V::LANES..][..V::LANES]).mul(inverse);
+                V::signed_shorts(part(0), part(1)).to_slice(words);
             }
         }
-        scale
+        if !last_words.is_empty() {
+            let part = |i: usize| V::from_slice(last_numbers.get(i * V::LANES..).unwrap_or_default()).mul(inverse);
+            self.pack([part(0), part(1), part(2), part(3)]).xor(sign).to_slice(last_words);
+        }
+        rule.scale
     }
 }
 
-/// One task: some columns for some strips.
-struct Task<'a> {
+/// What all tasks share.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
     m: usize,
+    /// Packed, with its rules.
     x: &'a [f32],
     weight: &'a Weight,
     words: Words,
     strips: Strips,
+}
+
+/// One task: some columns for some strips.
+struct Task<'a> {
+    operands: Operands<'a>,
     own: Range<usize>,
     columns: Range<usize>,
+    /// The columns of the task after this one.
+    next: Range<usize>,
     panels: &'a mut [f32],
+    /// The result so far: `[strip][panel][row][column]`.
+    sums: &'a mut [f32],
     scratch: &'a mut [f32],
     y: Shared<'a>,
     epilogue: Epilogue<'a>,
@@ -299,20 +372,30 @@ impl Kernel for Task<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { m, x, weight, words, strips, own, columns, panels, scratch, y, epilogue } = self;
+        let Self { operands, own, columns, next, panels, sums, scratch, y, epilogue } = self;
+        let Operands { m, x, weight, words, strips } = operands;
         let (width, k) = (weight.out_features(), weight.row_len());
         let panel = 2 * V::LANES;
+        let all_columns = columns.len().next_multiple_of(panel);
         let (all_words, all_rules) = x.split_at(m * words.of(k));
+        let first_row = strips.rows(own.start).start;
         for (index, block) in blocks(k).enumerate() {
             let len = words.of(block.len());
             let last = block.end == k;
             PackPanels { weight, words, columns: columns.clone(), block: block.clone() }.run::<V>(scratch, panels);
-            let (panel_words, scales) = panels.split_at(columns.len().div_ceil(panel) * len * panel);
+            let (panel_words, scales) = panels.split_at(all_columns / panel * len * panel);
+            let mut ahead = if last {
+                Ahead::new(weight, next.clone(), 0..BLOCK.min(k))
+            } else {
+                Ahead::new(weight, columns.clone(), block.end..(block.end + BLOCK).min(k))
+            };
             for strip in own.clone() {
+                ahead.fetch_share::<V>(own.end - strip);
                 let rows = strips.rows(strip);
                 let strip = &all_words[m * words.of(block.start) + rows.start * len..][..rows.len() * len];
                 let rules = &all_rules[RULES * m * index..][..RULES * m];
-                for (i, first) in columns.clone().step_by(panel).enumerate() {
+                let sums = &mut sums[(rows.start - first_row) * all_columns..][..rows.len() * all_columns];
+                for (i, sums) in sums.chunks_exact_mut(rows.len() * panel).enumerate() {
                     let tile = ByteTile {
                         bytes: words.bytes,
                         words: len,
@@ -321,22 +404,15 @@ impl Kernel for Task<'_> {
                         tokens: m,
                         b: panel_words[i * len * panel..][..len * panel].as_ptr(),
                         scales: scales[i * PER_PANEL..][..PER_PANEL].as_ptr(),
-                        c: y.at(rows.start * width + first),
-                        c_step: width,
+                        c: sums.as_mut_ptr(),
                         rows: rows.len(),
-                        columns: (columns.end - first).min(panel),
                         add: index > 0,
                     };
-                    // SAFETY: strip and panel have `len` words; the task alone has these rows and columns of y; `words` is
-                    // what the machine has.
+                    // SAFETY: strip and panel have `len` words, `sums` the tile's size; `words` is what the machine has.
                     unsafe { tile.run::<V>() };
                 }
                 if last {
-                    for row in rows {
-                        // SAFETY: the task alone has these rows and columns of y.
-                        let y = unsafe { y.slice(row * width + columns.start..row * width + columns.end) };
-                        epilogue.finish::<V>(y, row, width, columns.clone());
-                    }
+                    store::<V>(sums, rows, columns.clone(), width, y, epilogue);
                 }
             }
         }

@@ -10,7 +10,7 @@ use super::{
     arch::{Simd, Vector, VectorSlice},
     blocks,
 };
-use crate::{DType, Precision, StoredRow, Weight};
+use crate::{DType, Precision, StoredRow, StoredRows, Weight};
 
 /// Words of the sum's axis in one block: a strip of it (24 KiB) stays in the first cache, the panels of a task (128 KiB) in
 /// the second.
@@ -184,9 +184,12 @@ pub(super) fn pack_columns<V: Vector>(
     let decoded = &mut decoded[..elements.len()];
     zeros[..words].fill(0.0);
     let mut stored = weight.stored_rows(columns.start);
+    let mut ahead = Ahead::new(weight, columns.clone(), elements.clone());
+    ahead.fetch::<V, false>(V::LANES);
     let panels = columns.len().div_ceil(2 * V::LANES);
     assert!(to.len() >= panels * words * 2 * V::LANES, "no room for {panels} panels");
     for half in 0..2 * panels {
+        ahead.fetch::<V, false>(V::LANES);
         let mut at = [zeros.as_ptr(); MAX_LANES];
         let missing = (half * V::LANES).min(columns.len());
         let present = (columns.len() - missing).min(V::LANES);
@@ -239,6 +242,45 @@ pub(super) unsafe fn transpose<V: Vector>(rows: &[*const f32], words: usize, to:
         for (i, row) in rows.iter().enumerate() {
             // SAFETY: both indices are within what the caller promises.
             unsafe { to.add(word * stride + i).write(row.add(word).read_unaligned()) };
+        }
+    }
+}
+
+/// Asks the memory for rows of a weight that will be packed soon, while something else is computed.
+pub(super) struct Ahead<'a> {
+    rows: StoredRows<'a>,
+    left: usize,
+    elements: Range<usize>,
+}
+
+impl<'a> Ahead<'a> {
+    /// For the elements `elements` (whole blocks of the format) of the rows `columns`.
+    #[inline(always)]
+    pub(super) fn new(weight: &'a Weight, columns: Range<usize>, elements: Range<usize>) -> Self {
+        Self { rows: weight.stored_rows(columns.start), left: columns.len(), elements }
+    }
+
+    /// Asks for the next rows, so many that the last call (`calls` counts down to 1) asks for the last one.
+    #[inline(always)]
+    pub(super) fn fetch_share<V: Vector>(&mut self, calls: usize) {
+        self.fetch::<V, false>(self.left.div_ceil(calls));
+    }
+
+    /// Asks for the next `count` rows, `NEAR` for the first cache.
+    #[inline(always)]
+    pub(super) fn fetch<V: Vector, const NEAR: bool>(&mut self, count: usize) {
+        let count = count.min(self.left);
+        self.left -= count;
+        for _ in 0..count {
+            let Some(row) = self.rows.next() else { return };
+            let bytes = &row.bytes[row.dtype.bytes(self.elements.start)..row.dtype.bytes(self.elements.end)];
+            for line in bytes.chunks(64) {
+                if NEAR {
+                    V::prefetch(line.as_ptr().cast());
+                } else {
+                    V::prefetch_far(line.as_ptr());
+                }
+            }
         }
     }
 }

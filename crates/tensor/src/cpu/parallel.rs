@@ -11,6 +11,8 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
+use crate::host::Block;
+
 /// The calling thread and its helpers.
 #[derive(Debug)]
 pub(super) struct Threads {
@@ -126,8 +128,11 @@ impl<'a> Shared<'a> {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Block> = RefCell::default();
 }
+
+/// Elements that scratch memory has at least: one huge page, of which only what is used is there if the system has none.
+const LEAST_SCRATCH: usize = 1 << 19;
 
 /// Lends `f` this thread's scratch memory: `len` elements of any value, from a cache line's start.
 ///
@@ -135,11 +140,11 @@ thread_local! {
 /// If `f` asks for scratch memory itself.
 pub(super) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     SCRATCH.with_borrow_mut(|scratch| {
-        if scratch.len() < len + 16 {
-            scratch.resize(len + 16, 0.0);
+        if scratch.elements().len() < len + 16 {
+            *scratch = Block::new((len + 16).next_multiple_of(LEAST_SCRATCH));
         }
-        let start = scratch.as_ptr().align_offset(64).min(16);
-        f(&mut scratch[start..start + len])
+        let start = scratch.elements().as_ptr().align_offset(64).min(16);
+        f(&mut scratch.elements_mut()[start..start + len])
     })
 }
 

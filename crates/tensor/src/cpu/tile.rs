@@ -44,9 +44,20 @@ impl Tile {
     /// of `c` can be written (and read, if they are added to) and belong to nobody else.
     #[inline(always)]
     pub(super) unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.run_ahead::<V>(0) };
+    }
+
+    /// As [`Tile::run`], and asks the memory for what lies `ahead` words behind the strip: the next one, which else would be
+    /// waited for at the start of each of its pages.
+    ///
+    /// # Safety
+    /// As for [`Tile::run`].
+    #[inline(always)]
+    pub(super) unsafe fn run_ahead<V: Vector>(self, ahead: usize) {
         debug_assert!((1..=V::TILE_ROWS).contains(&self.rows) && (1..=2 * V::LANES).contains(&self.columns));
         if self.columns == 2 * V::LANES {
-            V::call(Checked(self));
+            V::call(Checked(self, ahead));
             return;
         }
         // At the result's edge a whole tile is computed beside it.
@@ -61,13 +72,13 @@ impl Tile {
         if self.add {
             copy(self.c, self.c_step, whole.as_mut_ptr(), step);
         }
-        V::call(Checked(Self { c: whole.as_mut_ptr(), c_step: step, ..self }));
+        V::call(Checked(Self { c: whole.as_mut_ptr(), c_step: step, ..self }, ahead));
         copy(whole.as_ptr(), step, self.c, self.c_step);
     }
 }
 
 /// A tile whose operands can be read and whose whole width can be written.
-struct Checked(Tile);
+struct Checked(Tile, usize);
 
 impl Kernel for Checked {
     type Output = ();
@@ -76,9 +87,9 @@ impl Kernel for Checked {
         // SAFETY: `Tile::run` was promised what this needs.
         unsafe {
             if V::HAS_PAIRS && self.0.factors == Factors::Bf16Pairs {
-                self.0.rows::<V, true>();
+                self.0.rows::<V, true>(self.1);
             } else {
-                self.0.rows::<V, false>();
+                self.0.rows::<V, false>(self.1);
             }
         }
     }
@@ -90,22 +101,22 @@ impl Tile {
     /// # Safety
     /// As for [`Tile::run`], with the tile's whole width.
     #[inline(always)]
-    unsafe fn rows<V: Vector, const PAIRS: bool>(self) {
+    unsafe fn rows<V: Vector, const PAIRS: bool>(self, ahead: usize) {
         // SAFETY: the caller's promise is handed on.
         unsafe {
             match self.rows {
-                1 => self.compute::<V, PAIRS, 1>(),
-                2 => self.compute::<V, PAIRS, 2>(),
-                3 => self.compute::<V, PAIRS, 3>(),
-                4 => self.compute::<V, PAIRS, 4>(),
-                5 => self.compute::<V, PAIRS, 5>(),
-                6 => self.compute::<V, PAIRS, 6>(),
-                7 => self.compute::<V, PAIRS, 7>(),
-                8 => self.compute::<V, PAIRS, 8>(),
-                9 => self.compute::<V, PAIRS, 9>(),
-                10 => self.compute::<V, PAIRS, 10>(),
-                11 => self.compute::<V, PAIRS, 11>(),
-                _ => self.compute::<V, PAIRS, 12>(),
+                1 => self.compute::<V, PAIRS, 1>(ahead),
+                2 => self.compute::<V, PAIRS, 2>(ahead),
+                3 => self.compute::<V, PAIRS, 3>(ahead),
+                4 => self.compute::<V, PAIRS, 4>(ahead),
+                5 => self.compute::<V, PAIRS, 5>(ahead),
+                6 => self.compute::<V, PAIRS, 6>(ahead),
+                7 => self.compute::<V, PAIRS, 7>(ahead),
+                8 => self.compute::<V, PAIRS, 8>(ahead),
+                9 => self.compute::<V, PAIRS, 9>(ahead),
+                10 => self.compute::<V, PAIRS, 10>(ahead),
+                11 => self.compute::<V, PAIRS, 11>(ahead),
+                _ => self.compute::<V, PAIRS, 12>(ahead),
             }
         }
     }
@@ -113,7 +124,7 @@ impl Tile {
     /// # Safety
     /// As for [`Tile::run`] with `R` rows and the tile's whole width.
     #[inline(always)]
-    unsafe fn compute<V: Vector, const PAIRS: bool, const R: usize>(self) {
+    unsafe fn compute<V: Vector, const PAIRS: bool, const R: usize>(self, ahead: usize) {
         if R > V::TILE_ROWS {
             return;
         }
@@ -129,6 +140,7 @@ impl Tile {
                 }
             }
             for _ in 0..words {
+                V::prefetch_far(a.wrapping_add(ahead).cast());
                 let [b0, b1] = [V::load(b), V::load(b.add(V::LANES))];
                 for (r, sums) in sums.iter_mut().enumerate() {
                     let factor = V::splat(a.add(r).read());

@@ -89,6 +89,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_far(at: *const u8) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(at.cast()));
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Self(intrinsics!(_mm256_add_ps(self.0, b.0)))
     }
@@ -247,6 +252,15 @@ impl Vector for Avx2 {
     #[inline(always)]
     fn xor(self, b: Self) -> Self {
         Self(intrinsics!(_mm256_xor_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, b: Self) -> Self {
+        Self(intrinsics! {
+            let magnitude = _mm256_set1_epi32(i32::MAX);
+            let [a, b] = [self, b].map(|v| _mm256_and_si256(_mm256_castps_si256(v.0), magnitude));
+            _mm256_castsi256_ps(_mm256_max_epi32(a, b))
+        })
     }
 
     #[inline(always)]

@@ -98,6 +98,11 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn prefetch_far(at: *const u8) {
+        intrinsics!(_mm_prefetch::<_MM_HINT_T1>(at.cast()));
+    }
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         Self(intrinsics!(_mm512_add_ps(self.0, b.0)))
     }
@@ -259,6 +264,14 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     #[inline(always)]
     fn xor(self, b: Self) -> Self {
         Self(intrinsics!(_mm512_xor_ps(self.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, b: Self) -> Self {
+        Self(intrinsics! {
+            let [a, b] = [self, b].map(|v| _mm512_castps_si512(_mm512_abs_ps(v.0)));
+            _mm512_castsi512_ps(_mm512_max_epi32(a, b))
+        })
     }
 
     #[inline(always)]

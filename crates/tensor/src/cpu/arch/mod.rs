@@ -188,6 +188,9 @@ pub(crate) trait Vector: Copy {
     /// Asks for the cache line at `at`, which may be any address.
     fn prefetch(at: *const f32);
 
+    /// The same, no nearer than the second cache.
+    fn prefetch_far(at: *const u8);
+
     fn add(self, b: Self) -> Self;
     fn sub(self, b: Self) -> Self;
     fn mul(self, b: Self) -> Self;
@@ -223,9 +226,9 @@ pub(crate) trait Vector: Copy {
     /// Per lane `self + a₀b₀ + a₁b₁` for words a, b.
     fn add_pair_products(self, a: Self, b: Self) -> Self;
 
-    /// Words of four signed bytes from `4 · LANES` consecutive integers, which are kept to −128…127.
+    /// Words of four signed bytes from `4 · LANES` consecutive numbers, rounded (ties to even) and kept to −128…127.
     fn signed_bytes(numbers: [Self; 4]) -> Self;
-    /// Words of two signed 16-bit numbers from `2 · LANES` consecutive integers.
+    /// Words of two signed 16-bit numbers from `2 · LANES` consecutive numbers, rounded.
     fn signed_shorts(first: Self, second: Self) -> Self;
     /// Per lane `self + a₀b₀ + a₁b₁ + a₂b₂ + a₃b₃` in i32, for signed bytes a and unsigned bytes b. Only within
     /// [`Vector::call_with_bytes`].
@@ -236,6 +239,8 @@ pub(crate) trait Vector: Copy {
     fn i32_to_f32(self) -> Self;
     /// The bits in which the two differ.
     fn xor(self, b: Self) -> Self;
+    /// The greater of |self| and |b|; a NaN is greater than all numbers.
+    fn max_magnitude(self, b: Self) -> Self;
 
     /// `LANES` numbers from their storage format, one without [blocks](DType::block).
     ///

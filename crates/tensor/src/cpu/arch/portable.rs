@@ -92,6 +92,9 @@ impl Vector for Portable {
     fn prefetch(_: *const f32) {}
 
     #[inline(always)]
+    fn prefetch_far(_: *const u8) {}
+
+    #[inline(always)]
     fn add(self, b: Self) -> Self {
         self.zip(b, |a, b| a + b)
     }
@@ -198,6 +201,7 @@ impl Vector for Portable {
 
     #[inline(always)]
     fn signed_shorts(first: Self, second: Self) -> Self {
+        let (first, second) = (first.round(), second.round());
         let number = |i: usize| if i < 8 { first.0[i] } else { second.0[i - 8] };
         let short = |i: usize| u32::from(number(i) as i16 as u16);
         Self(array::from_fn(|i| f32::from_bits(short(2 * i) | short(2 * i + 1) << 16)))
@@ -225,6 +229,11 @@ impl Vector for Portable {
     #[inline(always)]
     fn xor(self, b: Self) -> Self {
         self.zip(b, |a, b| f32::from_bits(a.to_bits() ^ b.to_bits()))
+    }
+
+    #[inline(always)]
+    fn max_magnitude(self, b: Self) -> Self {
+        self.zip(b, |a, b| f32::from_bits(a.abs().to_bits().max(b.abs().to_bits())))
     }
 
     #[inline(always)]
