@@ -1,5 +1,7 @@
 //! Layers with weights that several models share: fully connected, convolution, norm, and the block of CLIP and SigLIP.
 
+use std::ops::Range;
+
 use tensor::{Mask, Padding, Tensor, Unary, Weight};
 
 use crate::{error::Result, weights::Weights};
@@ -33,6 +35,12 @@ impl Linear {
         x.linear_unary(&self.weight, self.bias.as_ref(), f)
     }
 
+    /// The layer of some of the out-features; nothing is copied.
+    pub fn rows(&self, range: Range<usize>) -> Self {
+        let bias = self.bias.as_ref().map(|bias| bias.slice(0, range.start, range.len()));
+        Self { weight: self.weight.slice_rows(range), bias }
+    }
+
     /// `residual + gate · forward(x)`.
     #[track_caller]
     pub fn gated_add(&self, residual: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
@@ -54,6 +62,18 @@ impl Conv2d {
     #[track_caller]
     pub fn same(&self, x: &Tensor) -> Tensor {
         self.strided(x, 1, Padding::all(self.weight.shape()[2] / 2))
+    }
+
+    /// `residual + same(x)`.
+    #[track_caller]
+    pub fn same_add(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        residual.conv2d_add(x, &self.weight, self.bias.as_ref(), 1, Padding::all(self.weight.shape()[2] / 2))
+    }
+
+    /// Each pixel twice in both directions, then the convolution: `[H, W, in]` → `[2H, 2W, out]`.
+    #[track_caller]
+    pub fn upsampled(&self, x: &Tensor) -> Tensor {
+        x.upsample_conv2d(&self.weight, self.bias.as_ref(), Padding::all(self.weight.shape()[2] / 2))
     }
 
     /// `[H, W, in]` → `[H', W', out]`.

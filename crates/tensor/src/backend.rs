@@ -78,6 +78,17 @@ impl Padding {
     }
 }
 
+/// Fused columns of one stream of tokens, which begin with queries, keys and values, and the norms of the first two.
+#[derive(Clone, Copy, Debug)]
+pub struct Qkv<'a> {
+    /// `[tokens, ≥ 3 · heads · d]`.
+    pub x: &'a Tensor,
+    /// Weight of the queries' RMS norm, `[d]`.
+    pub query_norm: &'a Tensor,
+    /// Weight of the keys', `[d]`.
+    pub key_norm: &'a Tensor,
+}
+
 /// The operations. See the module's header for the two kinds.
 ///
 /// Backends make their results with [`Tensor::new`].
@@ -191,6 +202,49 @@ pub trait Backend: Any + Debug + Send + Sync {
         let d = weight.shape()[0];
         let head = self.slice(x, 1, start, heads * d).reshape([x.shape()[0], heads, d]);
         self.rms_norm(&head, weight, eps).rope(angles)
+    }
+
+    /// Self-attention of all tokens of some streams, one stream after the other: queries and keys are cut out, normed and
+    /// rotated ([`Backend::qk_norm_rope`]), scores scaled by 1/√d. `angles [tokens of all, d/2, 2]` → `[tokens of all, heads · d]`.
+    fn joint_attention(
+        &self,
+        streams: &[Qkv<'_>],
+        heads: usize,
+        angles: &Tensor,
+        eps: f32,
+        precision: Precision,
+    ) -> Tensor {
+        let d = streams[0].query_norm.shape()[0];
+        let mut first = 0;
+        let mut parts: [Vec<Tensor>; 3] = [Vec::new(), Vec::new(), Vec::new()];
+        for &Qkv { x, query_norm, key_norm } in streams {
+            let tokens = x.shape()[0];
+            let angles = angles.slice(0, first, tokens);
+            first += tokens;
+            parts[0].push(x.qk_norm_rope(0, heads, query_norm, &angles, eps));
+            parts[1].push(x.qk_norm_rope(heads * d, heads, key_norm, &angles, eps));
+            parts[2].push(x.slice(1, 2 * heads * d, heads * d).reshape([tokens, heads, d]));
+        }
+        let [q, k, v] = parts.map(|parts| Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0));
+        q.attention(&k, &v, (d as f32).sqrt().recip(), Mask::None, precision).reshape([first, heads * d])
+    }
+
+    /// `residual + conv2d(x)`; `residual` has the result's shape.
+    fn conv2d_add(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        self.binary(residual, &self.conv2d(x, weight, bias, stride, padding), Binary::Add)
+    }
+
+    /// `conv2d(upsample_nearest_2x(x))`, stride 1.
+    fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
+        self.conv2d(&self.upsample_nearest_2x(x), weight, bias, 1, padding)
     }
 
     /// `silu(group_norm(x))`.

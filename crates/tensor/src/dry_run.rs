@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    Backend, Binary, Buffer, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
+    Backend, Binary, Buffer, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
     cpu::{Footprint, Level},
 };
 
@@ -190,6 +190,10 @@ impl Backend for DryRun {
     }
 
     fn slice(&self, x: &Tensor, axis: usize, _: usize, len: usize) -> Tensor {
+        if x.shape().dims()[..axis].iter().all(|&outer| outer == 1) {
+            // A view, which keeps the whole alive.
+            return x.like(x.shape().with(axis, len), x.buffer().clone());
+        }
         self.moved(x, x.shape().with(axis, len))
     }
 
@@ -226,6 +230,46 @@ impl Backend for DryRun {
 
     fn qk_norm_rope(&self, x: &Tensor, _: usize, heads: usize, weight: &Tensor, _: &Tensor, _: f32) -> Tensor {
         self.computed(x, [x.shape()[0], heads, weight.shape()[0]])
+    }
+
+    fn joint_attention(
+        &self,
+        streams: &[Qkv<'_>],
+        heads: usize,
+        angles: &Tensor,
+        _: f32,
+        precision: Precision,
+    ) -> Tensor {
+        let [tokens, d] = [angles.shape()[0], streams[0].query_norm.shape()[0]];
+        let y = self.moved(streams[0].x, [tokens, heads * d]);
+        self.beside(self.kernels.attention([tokens, heads, d], precision));
+        let mut work = self.ledger.work();
+        work.attention_flop += 4 * (tokens * tokens * heads * d) as u64;
+        work.other_flop += 2 * (tokens * heads * d) as u64;
+        drop(work);
+        y
+    }
+
+    fn conv2d_add(
+        &self,
+        _: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let y = self.conv2d(x, weight, bias, stride, padding);
+        self.ledger.work().other_flop += y.shape().count() as u64;
+        y
+    }
+
+    fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>, padding: Padding) -> Tensor {
+        let [height, width, channels] = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        let y = self.moved(x, padding.output([2 * height, 2 * width, channels].into(), weight.shape(), 1));
+        self.beside(self.kernels.conv2d(weight));
+        self.ledger.work().conv_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
+        y
     }
 
     fn group_norm_silu(&self, x: &Tensor, _: usize, _: &Tensor, _: &Tensor, _: f32) -> Tensor {

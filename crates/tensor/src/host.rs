@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
@@ -128,14 +129,38 @@ impl fmt::Debug for HostBuffer {
     }
 }
 
+/// Some consecutive elements of another buffer, which lives as long.
+pub(crate) struct View {
+    parent: Buffer,
+    range: Range<usize>,
+}
+
+impl View {
+    /// The elements `range` of `x`, as the buffer of a tensor.
+    pub(crate) fn share(x: &Tensor, range: Range<usize>) -> Buffer {
+        match x.buffer().downcast_ref::<Self>() {
+            Some(view) => {
+                let range = view.range.start + range.start..view.range.start + range.end;
+                Arc::new(Self { parent: view.parent.clone(), range })
+            }
+            None => Arc::new(Self { parent: x.buffer().clone(), range }),
+        }
+    }
+}
+
 /// The elements of a tensor that lives in the computer's own memory.
 ///
 /// # Panics
 /// If the tensor lives elsewhere: operations never mix backends.
 pub(crate) fn values(x: &Tensor) -> &[f32] {
-    match x.buffer().downcast_ref::<HostBuffer>() {
-        Some(buffer) => buffer.values(),
-        None => panic!("{x:?} is not in the computer's own memory"),
+    let (buffer, range) = match x.buffer().downcast_ref::<View>() {
+        Some(view) => (&view.parent, Some(view.range.clone())),
+        None => (x.buffer(), None),
+    };
+    match (buffer.downcast_ref::<HostBuffer>(), range) {
+        (Some(buffer), Some(range)) => &buffer.values()[range],
+        (Some(buffer), None) => buffer.values(),
+        (None, _) => panic!("{x:?} is not in the computer's own memory"),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Backend, Binary, Mask, Padding, Precision, Shape, Unary, Weight};
+use crate::{Backend, Binary, Mask, Padding, Precision, Qkv, Shape, Unary, Weight};
 
 /// Elements on a backend, opaque to all others.
 pub type Buffer = Arc<dyn Any + Send + Sync>;
@@ -141,20 +141,62 @@ impl Tensor {
         self.backend.attention(self, k, v, scale, mask, precision)
     }
 
+    /// Self-attention of all tokens of `streams`: see [`Backend::joint_attention`].
+    #[track_caller]
+    pub fn joint_attention(streams: &[Qkv<'_>], heads: usize, angles: &Self, eps: f32, precision: Precision) -> Self {
+        let [first, ..] = streams else { panic!("nothing to attend to") };
+        assert!(first.query_norm.shape.rank() == 1, "a norm of {}", first.query_norm.shape);
+        let d = first.query_norm.shape[0];
+        for Qkv { x, query_norm, key_norm } in streams {
+            assert!(x.shape.rank() == 2 && x.shape[1] >= 3 * heads * d, "q, k, v of {heads} × {d} in {}", x.shape);
+            let norms = [query_norm.shape, key_norm.shape];
+            assert!(norms == [first.query_norm.shape; 2], "norms {norms:?} of heads of {d}");
+        }
+        let tokens = streams.iter().map(|stream| stream.x.shape[0]).sum();
+        assert!(tokens > 0, "nothing to attend to");
+        Self::check_angles(tokens, d, angles);
+        first.x.backend.joint_attention(streams, heads, angles, eps, precision)
+    }
+
     /// Cross-correlation with zero padding: `[H, W, in]` with `[out, in, kh, kw]` → `[H', W', out]`.
     #[track_caller]
     pub fn conv2d(&self, weight: &Weight, bias: Option<&Self>, stride: usize, padding: Padding) -> Self {
+        self.check_conv2d(1, weight, bias, stride, padding);
+        self.backend.conv2d(self, weight, bias, stride, padding)
+    }
+
+    /// `self + conv2d(x)`: the end of a residual branch.
+    #[track_caller]
+    pub fn conv2d_add(&self, x: &Self, weight: &Weight, bias: Option<&Self>, stride: usize, padding: Padding) -> Self {
+        x.check_conv2d(1, weight, bias, stride, padding);
+        let out = Shape::from(padding.output(x.shape, weight.shape(), stride));
+        assert!(self.shape == out, "the residual is {}, the branch {out}", self.shape);
+        self.backend.conv2d_add(self, x, weight, bias, stride, padding)
+    }
+
+    /// `conv2d(upsample_nearest_2x(self))`, stride 1.
+    #[track_caller]
+    pub fn upsample_conv2d(&self, weight: &Weight, bias: Option<&Self>, padding: Padding) -> Self {
+        self.check_conv2d(2, weight, bias, 1, padding);
+        self.backend.upsample_conv2d(self, weight, bias, padding)
+    }
+
+    /// Whether a picture, `times` as high and wide as this one, can go through a convolution.
+    #[track_caller]
+    fn check_conv2d(&self, times: usize, weight: &Weight, bias: Option<&Self>, stride: usize, padding: Padding) {
         let w = weight.shape();
         assert!(w.rank() == 4, "a convolution's weight is [out, in, kh, kw], not {w}");
         assert!(self.shape.rank() == 3 && self.shape[2] == w[1], "picture {} does not fit weight {w}", self.shape);
-        let [h, w_in] = [self.shape[0] + padding.top + padding.bottom, self.shape[1] + padding.left + padding.right];
+        let [h, w_in] = [
+            times * self.shape[0] + padding.top + padding.bottom,
+            times * self.shape[1] + padding.left + padding.right,
+        ];
         assert!(
             h >= w[2] && w_in >= w[3] && stride > 0,
             "picture {} with {padding:?} is smaller than the kernel {w}",
             self.shape
         );
         Self::check_bias(weight, bias);
-        self.backend.conv2d(self, weight, bias, stride, padding)
     }
 
     /// `(x − mean) / √(var + eps)` over the last axis.

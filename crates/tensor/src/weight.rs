@@ -297,6 +297,24 @@ impl Weight {
         &self.rows
     }
 
+    /// The weight of some of the rows; nothing is copied.
+    ///
+    /// # Panics
+    /// If there are no such rows.
+    pub fn slice_rows(&self, range: Range<usize>) -> Self {
+        assert!(range.end <= self.out_features(), "rows {range:?} of {}", self.shape);
+        let mut rows = Vec::new();
+        let mut first = 0;
+        for piece in &self.rows {
+            let part = range.start.clamp(first, first + piece.count)..range.end.clamp(first, first + piece.count);
+            if !part.is_empty() {
+                rows.push(piece.slice(part.start - first..part.end - first));
+            }
+            first += piece.count;
+        }
+        Self { shape: self.shape.with(0, range.len()), rows, precision: self.precision }
+    }
+
     /// Bytes of storage.
     pub fn byte_len(&self) -> usize {
         self.rows.iter().map(|r| r.bytes.len()).sum()

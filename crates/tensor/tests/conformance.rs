@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use tensor::{
-    Backend, Bytes, DType, Mask, Padding, Precision, Rows, Scale, Shape, Tensor, Unary, Weight,
+    Backend, Bytes, DType, Mask, Padding, Precision, Qkv, Rows, Scale, Shape, Tensor, Unary, Weight,
     cpu::{Cpu, Level},
     reference::Reference,
 };
@@ -360,6 +360,12 @@ fn attention_with_every_mask() {
     }
 }
 
+/// The shape that a convolution gives.
+fn convolved(x: &(Shape, Vec<f32>), weight: &Weight, stride: usize, padding: Padding) -> [usize; 3] {
+    let [h, w] = [x.0[0] + padding.top + padding.bottom, x.0[1] + padding.left + padding.right];
+    [(h - weight.shape()[2]) / stride + 1, (w - weight.shape()[3]) / stride + 1, weight.shape()[0]]
+}
+
 #[test]
 fn convolutions() {
     let mut random = Random::new();
@@ -381,9 +387,42 @@ fn convolutions() {
             let case = format!("conv {h}×{w}×{from}→{to}, {kh}×{kw}/{stride} {padding:?} {dtype:?} {precision:?}");
             let inputs = [x.clone(), bias.clone()];
             check(&random, &case, SUMS, &inputs, |_, t| t[0].conv2d(&weight, Some(&t[1]), stride, padding));
+            check(&random, &format!("doubled {case}"), SUMS, &inputs, |_, t| {
+                t[0].upsample_conv2d(&weight, Some(&t[1]), padding)
+            });
+            let out = convolved(&inputs[0], &weight, stride, padding);
+            let inputs = [x.clone(), bias.clone(), random.tensor(out)];
+            check(&random, &format!("{case}, added"), SUMS, &inputs, |_, t| {
+                t[2].conv2d_add(&t[0], &weight, Some(&t[1]), stride, padding)
+            });
         }
         let weight = random.weight([to, from, kh, kw], &[(to, DType::F32, 1.0)], Precision::F32);
         check(&random, "conv without bias", SUMS, &[x], |_, t| t[0].conv2d(&weight, None, stride, padding));
+    }
+}
+
+#[test]
+fn attention_of_streams() {
+    let mut random = Random::new();
+    for (tokens, heads, d, columns) in
+        [(vec![1], 1, 2, 6), (vec![5, 40], 3, 16, 150), (vec![70], 2, 64, 400), (vec![33, 0, 100], 2, 128, 768)]
+    {
+        let all: usize = tokens.iter().sum();
+        let angle: Vec<f32> = random.normals(all * d / 2);
+        let angles = ([all, d / 2, 2].into(), angle.iter().flat_map(|a| [a.cos(), a.sin()]).collect());
+        let mut inputs = vec![angles];
+        for &tokens in &tokens {
+            inputs.extend([random.tensor([tokens, columns]), random.tensor([d]), random.tensor([d])]);
+        }
+        for precision in PRECISIONS {
+            // In bf16 the norm's last bit may change which way a query or a key is rounded: 2⁻⁸ of a few of them.
+            let bound = if precision == Precision::F32 { 1e-10 } else { 2e-6 + 6e-5 / (all * heads) as f64 };
+            check(&random, &format!("streams of {tokens:?}, {heads}×{d}, {precision}"), bound, &inputs, |_, t| {
+                let streams: Vec<_> =
+                    t[1..].chunks(3).map(|s| Qkv { x: &s[0], query_norm: &s[1], key_norm: &s[2] }).collect();
+                Tensor::joint_attention(&streams, heads, &t[0], 1e-6, precision)
+            });
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use tensor::{Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight};
+use tensor::{Backend, Binary, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight};
 
 /// Seconds by kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -112,6 +112,41 @@ impl Backend for Timed {
         let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
         let mask = bias.as_ref().map_or(mask, Mask::Bias);
         self.wrap(q, Kind::Attention, || self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
+    }
+
+    fn joint_attention(
+        &self,
+        streams: &[Qkv<'_>],
+        heads: usize,
+        angles: &Tensor,
+        eps: f32,
+        precision: Precision,
+    ) -> Tensor {
+        let inner: Vec<[Tensor; 3]> = streams.iter().map(|s| [s.x, s.query_norm, s.key_norm].map(Self::open)).collect();
+        let inner: Vec<Qkv<'_>> =
+            inner.iter().map(|[x, query_norm, key_norm]| Qkv { x, query_norm, key_norm }).collect();
+        let inner_angles = Self::open(angles);
+        self.wrap(angles, Kind::Attention, || self.inner.joint_attention(&inner, heads, &inner_angles, eps, precision))
+    }
+
+    fn conv2d_add(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let ([inner_residual, inner], bias) = ([residual, x].map(Self::open), bias.map(Self::open));
+        self.wrap(x, Kind::Conv, || {
+            self.inner.conv2d_add(&inner_residual, &inner, weight, bias.as_ref(), stride, padding)
+        })
+    }
+
+    fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
+        let (inner, bias) = (Self::open(x), bias.map(Self::open));
+        self.wrap(x, Kind::Conv, || self.inner.upsample_conv2d(&inner, weight, bias.as_ref(), padding))
     }
 
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {

@@ -2,7 +2,7 @@
 //!
 //! Text stands before the picture in the joint attention; queries and keys are normed per head, then rotated.
 
-use tensor::{Mask, Precision, Tensor, Unary};
+use tensor::{Qkv, Tensor, Unary};
 
 use super::FluxConfig;
 use crate::{error::Result, nn::Linear, weights::Weights};
@@ -46,36 +46,9 @@ impl QkNorm {
         })
     }
 
-    /// The first 3·d columns of `x [L, ≥ 3·d]` as queries, keys and values `[L, heads, head_dim]`.
-    fn split(&self, x: &Tensor, heads: usize, angles: &Tensor) -> Qkv {
-        let head_dim = self.query_norm.shape()[0];
-        let d = heads * head_dim;
-        Qkv {
-            q: x.qk_norm_rope(0, heads, &self.query_norm, angles, EPS),
-            k: x.qk_norm_rope(d, heads, &self.key_norm, angles, EPS),
-            v: x.slice(1, 2 * d, d).reshape([x.shape()[0], heads, head_dim]),
-        }
-    }
-}
-
-struct Qkv {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-}
-
-impl Qkv {
-    /// Text tokens before picture tokens.
-    fn join(txt: &Self, img: &Self) -> Self {
-        let join = |a: &Tensor, b: &Tensor| Tensor::concat(&[a, b], 0);
-        Self { q: join(&txt.q, &img.q), k: join(&txt.k, &img.k), v: join(&txt.v, &img.v) }
-    }
-
-    /// Every token sees every other: → `[L, d]`.
-    fn attention(&self, precision: Precision) -> Tensor {
-        let [tokens, heads, head_dim] = [0, 1, 2].map(|axis| self.q.shape()[axis]);
-        let scale = (head_dim as f32).sqrt().recip();
-        self.q.attention(&self.k, &self.v, scale, Mask::None, precision).reshape([tokens, heads * head_dim])
+    /// A stream `x [L, 3·d]` of queries, keys and values, and the norms of the first two.
+    fn of<'a>(&'a self, x: &'a Tensor) -> Qkv<'a> {
+        Qkv { x, query_norm: &self.query_norm, key_norm: &self.key_norm }
     }
 }
 
@@ -130,25 +103,17 @@ impl DoubleStreamBlock {
         })
     }
 
-    /// `img [Li, d]`, `txt [Lt, d]`, angles `[Lt, head_dim/2, 2]` and `[Li, head_dim/2, 2]` → (img, txt).
-    pub(super) fn forward(
-        &self,
-        img: &Tensor,
-        txt: &Tensor,
-        vec: &Tensor,
-        [txt_angles, img_angles]: [&Tensor; 2],
-    ) -> (Tensor, Tensor) {
+    /// `img [Li, d]`, `txt [Lt, d]`, angles `[Lt + Li, head_dim/2, 2]` → (img, txt).
+    pub(super) fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, angles: &Tensor) -> (Tensor, Tensor) {
         let [img_tokens, txt_tokens] = [img.shape()[0], txt.shape()[0]];
         let img_mod = Modulation::compute::<2>(&self.img.r#mod, vec);
         let txt_mod = Modulation::compute::<2>(&self.txt.r#mod, vec);
 
         let img_qkv = self.img.qkv.forward(&img_mod[0].norm(img));
         let txt_qkv = self.txt.qkv.forward(&txt_mod[0].norm(txt));
-        let attention = Qkv::join(
-            &self.txt.norm.split(&txt_qkv, self.heads, txt_angles),
-            &self.img.norm.split(&img_qkv, self.heads, img_angles),
-        )
-        .attention(self.img.qkv.weight.precision());
+        let streams = [self.txt.norm.of(&txt_qkv), self.img.norm.of(&img_qkv)]; // text first
+        let precision = self.img.qkv.weight.precision();
+        let attention = Tensor::joint_attention(&streams, self.heads, angles, EPS, precision);
 
         let img = self.img.finish(img, &attention.slice(0, txt_tokens, img_tokens), &img_mod);
         let txt = self.txt.finish(txt, &attention.slice(0, 0, txt_tokens), &txt_mod);
@@ -160,8 +125,9 @@ impl DoubleStreamBlock {
 #[derive(Debug)]
 pub(super) struct SingleStreamBlock {
     heads: usize,
-    hidden_size: usize,
-    linear1: Linear,
+    /// `linear1` in two: its first 3·d rows, and those of the MLP.
+    qkv: Linear,
+    mlp: Linear,
     linear2: Linear,
     norm: QkNorm,
     modulation: Linear,
@@ -171,10 +137,11 @@ impl SingleStreamBlock {
     pub(super) fn load(name: &str, config: &FluxConfig, weights: &Weights) -> Result<Self> {
         let d = config.hidden_size();
         let mlp = config.mlp_hidden();
+        let linear1 = weights.linear(&format!("{name}.linear1"), 3 * d + mlp, d)?;
         Ok(Self {
             heads: config.num_heads,
-            hidden_size: d,
-            linear1: weights.linear(&format!("{name}.linear1"), 3 * d + mlp, d)?,
+            qkv: linear1.rows(0..3 * d),
+            mlp: linear1.rows(3 * d..3 * d + mlp),
             linear2: weights.linear(&format!("{name}.linear2"), d, d + mlp)?,
             norm: QkNorm::load(&format!("{name}.norm"), config.head_dim, weights)?,
             modulation: weights.linear(&format!("{name}.modulation.lin"), 3 * d, d)?.sensitive(),
@@ -184,9 +151,12 @@ impl SingleStreamBlock {
     /// `x [L, d]` → `[L, d]`.
     pub(super) fn forward(&self, x: &Tensor, vec: &Tensor, angles: &Tensor) -> Tensor {
         let [modulation] = Modulation::compute::<1>(&self.modulation, vec);
-        let fused = self.linear1.forward(&modulation.norm(x)); // q | k | v | mlp
-        let attention = self.norm.split(&fused, self.heads, angles).attention(self.linear1.weight.precision());
-        let mlp = fused.slice(1, 3 * self.hidden_size, fused.shape()[1] - 3 * self.hidden_size).unary(Unary::GeluTanh);
+        let normed = modulation.norm(x);
+        let qkv = self.qkv.forward(&normed);
+        let precision = self.qkv.weight.precision();
+        let attention = Tensor::joint_attention(&[self.norm.of(&qkv)], self.heads, angles, EPS, precision);
+        drop(qkv);
+        let mlp = self.mlp.then(&normed, Unary::GeluTanh);
         self.linear2.gated_add(x, &modulation.gate, &Tensor::concat(&[&attention, &mlp], 1))
     }
 }
@@ -233,7 +203,8 @@ mod tests {
             assert_eq!(stream.r#mod.weight.precision(), Precision::BF16);
         }
         let single = SingleStreamBlock::load("single_blocks.0", &config, &weights)?;
-        assert_eq!([&single.linear1, &single.linear2].map(|l| l.weight.precision()), [Precision::Int8; 2]);
+        let linears = [&single.qkv, &single.mlp, &single.linear2];
+        assert_eq!(linears.map(|l| l.weight.precision()), [Precision::Int8; 3]);
         let last = LastLayer::load("final_layer", &config, &weights)?;
         let sensitive = [&single.modulation, &last.linear, &last.adaln_modulation_1];
         assert!(sensitive.iter().all(|layer| layer.weight.precision() == Precision::BF16));

@@ -157,9 +157,8 @@ impl Flux {
 
         let [txt_tokens, img_tokens] = [txt.shape()[0], img.shape()[0]];
         let angles = condition.rope.angles();
-        let [txt_angles, img_angles] = [angles.slice(0, 0, txt_tokens), angles.slice(0, txt_tokens, img_tokens)];
         for (i, block) in self.double_blocks.iter().enumerate() {
-            (img, txt) = block.forward(&img, &txt, &vec, [&txt_angles, &img_angles]);
+            (img, txt) = block.forward(&img, &txt, &vec, angles);
             observe(Site::DoubleImg(i), &img)?;
             observe(Site::DoubleTxt(i), &txt)?;
         }

@@ -66,10 +66,10 @@ impl ResnetBlock {
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let h = self.conv1.same(&self.norm1.silu(x));
-        let h = self.conv2.same(&self.norm2.silu(&h));
+        let h = self.norm2.silu(&h);
         match &self.nin_shortcut {
-            Some(conv) => conv.same(x).add(&h),
-            None => x.add(&h),
+            Some(conv) => self.conv2.same_add(&conv.same(x), &h),
+            None => self.conv2.same_add(x, &h),
         }
     }
 }

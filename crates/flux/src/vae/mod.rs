@@ -188,7 +188,7 @@ impl Decoder {
                 h = block.forward(&h);
             }
             if let Some(conv) = &level.upsample {
-                h = conv.same(&h.upsample_nearest_2x());
+                h = conv.upsampled(&h);
             }
         }
         observe()?;

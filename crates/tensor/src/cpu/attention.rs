@@ -54,14 +54,14 @@ pub(super) enum Seen<'a> {
 /// Where the heads of all tokens are: those of each stream, one stream after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Heads<'a> {
-    pub(super) streams: &'a [Stream<'a>],
+    pub(super) streams: &'a [HeadRows<'a>],
     /// If heads are normed and rotated first: angles `[tokens, d]` and the norm's epsilon.
     pub(super) rope: Option<(&'a [f32], f32)>,
 }
 
 /// Heads side by side in rows: `heads · d` of `columns`, from `start` on.
 #[derive(Clone, Copy)]
-pub(super) struct Stream<'a> {
+pub(super) struct HeadRows<'a> {
     pub(super) x: &'a [f32],
     pub(super) tokens: usize,
     pub(super) columns: usize,
@@ -189,11 +189,9 @@ impl Cpu {
         let [keys_len, values_len] = sizes.packed();
         let mut packed = self.buffer(heads * (keys_len + values_len));
         let to = Shared::new(packed.values_mut());
-        let blocks = sizes.panels().div_ceil(sizes.block_panels());
-        self.threads.for_each(heads * blocks, 8 * heads * keys * d, |task| {
-            let (head, block) = (task / blocks, task % blocks);
+        self.threads.for_each(sizes.panels(), 8 * heads * keys * d, |index| {
             with_scratch((MAX_LANES + 1) * sizes.words + d, |scratch| {
-                self.simd.run(PackKeys { sizes, k, v, head, block, scratch, to });
+                self.simd.run(PackKeys { sizes, k, v, index, scratch, to });
             });
         });
         let packed = packed.values();
@@ -217,13 +215,12 @@ impl Cpu {
     }
 }
 
-/// Packs one block of keys and values of one head.
+/// Packs one panel of keys, and their values, of all heads: a token's heads lie beside each other.
 struct PackKeys<'a> {
     sizes: Sizes,
     k: Heads<'a>,
     v: Heads<'a>,
-    head: usize,
-    block: usize,
+    index: usize,
     scratch: &'a mut [f32],
     to: Shared<'a>,
 }
@@ -232,47 +229,51 @@ impl Kernel for PackKeys<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { sizes, k, v, head, block, scratch, to } = self;
-        let Sizes { keys, d, width, panel, factors, words, .. } = sizes;
+        let Self { sizes, k, v, index, scratch, to } = self;
+        let Sizes { keys, heads, d, width, panel, factors, words, .. } = sizes;
         let [keys_len, values_len] = sizes.packed();
-        let start = head * (keys_len + values_len);
         let (zeros, scratch) = scratch.split_at_mut(words);
         let (rows, spare) = scratch.split_at_mut(MAX_LANES * words);
         zeros.fill(0.0);
-        let panels = sizes.block(block);
-        for index in panels.clone() {
+        let block = sizes.block(index / sizes.block_panels());
+        let block_words = block.len() * sizes.panel_words();
+        for head in 0..heads {
+            let start = head * (keys_len + values_len);
             let at_panel = start + index * words * panel;
             // SAFETY: each panel belongs to one task.
-            let to = unsafe { to.slice(at_panel..at_panel + words * panel) };
+            let packed = unsafe { to.slice(at_panel..at_panel + words * panel) };
             for half in 0..2 {
                 let first = index * panel + half * V::LANES;
                 let mut at = [zeros.as_ptr(); MAX_LANES];
                 for (lane, at) in at[..V::LANES].iter_mut().enumerate().take(keys.saturating_sub(first)) {
                     let row = &mut rows[lane * words..][..words];
-                    k.words::<V>(factors, [first + lane, head], 1.0, spare, row);
+                    k.words::<V>(factors, [first + lane, head], 1.0, &mut spare[..d], row);
                     *at = row.as_ptr();
                 }
                 // SAFETY: every row has `words` words, the panel has room for as many rows of two vectors.
-                unsafe { pack::transpose::<V>(&at[..V::LANES], words, to.as_mut_ptr().add(half * V::LANES), panel) };
+                unsafe {
+                    let packed = packed.as_mut_ptr().add(half * V::LANES);
+                    pack::transpose::<V>(&at[..V::LANES], words, packed, panel);
+                }
             }
-        }
 
-        let block_words = panels.len() * sizes.panel_words();
-        let at_block = start + keys_len + panels.start * sizes.panel_words() * width;
-        // SAFETY: each block belongs to one task.
-        let to = unsafe { to.slice(at_block..at_block + block_words * width) };
-        for word in 0..block_words {
-            let key = panels.start * panel + word * factors.per_word();
-            let value = |key: usize| if key < keys { v.get(key, head, d).0 } else { &[] };
-            let [first, second] = [value(key), value(key + 1)];
-            for column in (0..width).step_by(V::LANES) {
-                let a = V::from_slice(first.get(column..).unwrap_or_default());
-                let lanes = match factors {
-                    Factors::F32 => a,
-                    Factors::RoundedF32 => a.round_to_bf16(),
-                    Factors::Bf16Pairs => V::zip_bf16(a, V::from_slice(second.get(column..).unwrap_or_default())),
-                };
-                lanes.to_slice(&mut to[(column / panel * block_words + word) * panel + column % panel..]);
+            let at_block = start + keys_len + block.start * sizes.panel_words() * width;
+            for word in 0..sizes.panel_words() {
+                let key = index * panel + word * factors.per_word();
+                let value = |key: usize| if key < keys { v.get(key, head, d).0 } else { &[] };
+                let [first, second] = [value(key), value(key + 1)];
+                let word = (index - block.start) * sizes.panel_words() + word;
+                for column in (0..width).step_by(V::LANES) {
+                    let a = V::from_slice(first.get(column..).unwrap_or_default());
+                    let lanes = match factors {
+                        Factors::F32 => a,
+                        Factors::RoundedF32 => a.round_to_bf16(),
+                        Factors::Bf16Pairs => V::zip_bf16(a, V::from_slice(second.get(column..).unwrap_or_default())),
+                    };
+                    let at = at_block + (column / panel * block_words + word) * panel + column % panel;
+                    // SAFETY: each panel's words belong to one task.
+                    lanes.to_slice(unsafe { to.slice(at..at + V::LANES) });
+                }
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! A task takes some pixels of a few output rows. It lays the input rows they see on their side, `[word][pixel]`, so that the
 //! strip of a tap is the strip of its neighbour one element further: no patch is ever copied. With a stride, pixels are
-//! sorted by their remainder first. The kernel is packed into panels, `[panel][tap][word][column]`, once per call.
+//! sorted by their remainder first, and a picture that is to be doubled is read at half the coordinates. The kernel is packed into panels, `[panel][tap][word][column]`, once per call.
 
 use super::{
     Cpu,
@@ -20,12 +20,23 @@ const PIXELS: usize = 64;
 /// Words of input that a task lays on their side, about: half of a second cache.
 const INPUT: usize = 1 << 17;
 
+/// A picture `[height, width, channels]`.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) picture: [usize; 3],
+    /// Whether `x` has only every second pixel of every second row, and each stands for four.
+    pub(super) doubled: bool,
+}
+
 /// Sizes, all in elements of their own kind.
 #[derive(Clone, Copy)]
 struct Geometry {
     height: usize,
     width: usize,
     channels: usize,
+    /// How often coordinates are halved before a pixel is read: 0 or 1.
+    halved: u32,
     kernel_height: usize,
     kernel_width: usize,
     out: usize,
@@ -60,16 +71,16 @@ impl Geometry {
 }
 
 impl Cpu {
-    /// `x [height, width, channels]` with `weight [out, channels, kh, kw]` → `[height', width', out]`.
+    /// `input [height, width, channels]` with `weight [out, channels, kh, kw]` → `[height', width', out]`.
     pub(super) fn convolve(
         &self,
-        x: &[f32],
-        [height, width, channels]: [usize; 3],
+        input: Input<'_>,
         weight: &Weight,
         epilogue: Epilogue<'_>,
         stride: usize,
         padding: Padding,
     ) -> HostBuffer {
+        let Input { x, picture: [height, width, channels], doubled } = input;
         let [height_out, width_out, out] = padding.output([height, width, channels].into(), weight.shape(), stride);
         let mut y = self.buffer(height_out * width_out * out);
         if y.values().is_empty() {
@@ -85,6 +96,7 @@ impl Cpu {
             height,
             width,
             channels,
+            halved: u32::from(doubled),
             kernel_height,
             kernel_width,
             out,
@@ -243,13 +255,14 @@ impl Geometry {
     /// padding's edge; what is outside of the picture is zero.
     #[inline(always)]
     fn lay_down<V: Vector>(&self, x: &[f32], row: usize, first: usize, spare: &mut [f32], to: &mut [f32]) {
-        let Self { height, width, channels, stride, padding, factors, words, room, .. } = *self;
+        let Self { height, width, channels, halved, stride, padding, factors, words, room, .. } = *self;
         let row = row.wrapping_sub(padding.top);
         if row >= height {
             to.fill(0.0);
             return;
         }
-        let picture = &x[row * width * channels..][..width * channels];
+        let stored = (width >> halved) * channels;
+        let picture = &x[(row >> halved) * stored..][..stored];
         let (zeros, words_of_pixels) = spare.split_at_mut(MAX_LANES.max(words));
         zeros.fill(0.0);
         for (remainder, to) in to.chunks_exact_mut((words * room).max(1)).enumerate() {
@@ -258,7 +271,7 @@ impl Geometry {
                 for (lane, at) in at[..V::LANES].iter_mut().enumerate() {
                     let column = (first + (at_pixel + lane) * stride + remainder).wrapping_sub(padding.left);
                     if column < width {
-                        let pixel = &picture[column * channels..][..channels];
+                        let pixel = &picture[(column >> halved) * channels..][..channels];
                         *at = if factors == Factors::F32 {
                             pixel.as_ptr()
                         } else {

@@ -48,6 +48,11 @@ pub(super) enum Then<'a> {
         /// As large as the result.
         residual: &'a [f32],
     },
+    /// `residual + y`.
+    Add {
+        /// As large as the result.
+        residual: &'a [f32],
+    },
 }
 
 impl Epilogue<'_> {
@@ -62,6 +67,12 @@ impl Epilogue<'_> {
         match self.then {
             Then::Nothing => {}
             Then::Unary(f) => math::apply::<V>(f, y),
+            Then::Add { residual } => {
+                let residual = &residual[row * width..][columns];
+                for (y, residual) in y.chunks_mut(V::LANES).zip(residual.chunks(V::LANES)) {
+                    V::from_slice(residual).add(V::from_slice(y)).to_slice(y);
+                }
+            }
             Then::GatedAdd { gate, residual } => {
                 let residual = &residual[row * width..][columns.clone()];
                 let operands = gate[columns].chunks(V::LANES).zip(residual.chunks(V::LANES));

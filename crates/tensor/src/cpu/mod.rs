@@ -31,15 +31,16 @@ pub(crate) use footprint::Footprint;
 
 use self::{
     arch::Simd,
-    attention::{Heads, Seen, Stream},
+    attention::{HeadRows, Heads, Seen},
+    conv2d::Input,
     matmul::{Epilogue, Then},
     norm::{Groups, Modulation},
     parallel::Threads,
 };
 pub use crate::host::MemoryUse;
 use crate::{
-    Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
-    host::{HostBuffer, Recycler, values},
+    Backend, Binary, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
+    host::{HostBuffer, Recycler, View, values},
 };
 
 /// This computer's processor.
@@ -118,8 +119,8 @@ impl Backend for Cpu {
             Mask::Bias(bias) => Seen::Biased(values(bias)),
         };
         let sizes = [queries, k.shape()[0], heads, d];
-        let streams =
-            [q, k, v].map(|x| [Stream { x: values(x), tokens: x.shape()[0], columns: heads * d, start: 0, norm: &[] }]);
+        let streams = [q, k, v]
+            .map(|x| [HeadRows { x: values(x), tokens: x.shape()[0], columns: heads * d, start: 0, norm: &[] }]);
         let [q_heads, k_heads, v_heads] = [0, 1, 2].map(|i| Heads { streams: &streams[i], rope: None });
         q.like(q.shape(), self.attend([q_heads, k_heads, v_heads], sizes, scale, seen, precision).share())
     }
@@ -127,7 +128,8 @@ impl Backend for Cpu {
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
         let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
         let picture = [x.shape()[0], x.shape()[1], x.shape()[2]];
-        let y = self.convolve(values(x), picture, weight, epilogue, stride, padding);
+        let input = Input { x: values(x), picture, doubled: false };
+        let y = self.convolve(input, weight, epilogue, stride, padding);
         x.like(padding.output(x.shape(), weight.shape(), stride), y.share())
     }
 
@@ -175,6 +177,9 @@ impl Backend for Cpu {
 
     fn slice(&self, x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor {
         let inner: usize = x.shape().dims()[axis + 1..].iter().product();
+        if x.shape().dims()[..axis].iter().all(|&outer| outer == 1) {
+            return x.like(x.shape().with(axis, len), View::share(x, start * inner..(start + len) * inner));
+        }
         let y = self.cut(values(x), x.shape()[axis] * inner, start * inner, len * inner);
         x.like(x.shape().with(axis, len), y.share())
     }
@@ -224,6 +229,60 @@ impl Backend for Cpu {
     ) -> Tensor {
         let y = self.norm_rotate([values(x), values(weight), values(angles)], x.shape()[1], start, heads, eps);
         x.like([x.shape()[0], heads, weight.shape()[0]], y.share())
+    }
+
+    fn joint_attention(
+        &self,
+        streams: &[Qkv<'_>],
+        heads: usize,
+        angles: &Tensor,
+        eps: f32,
+        precision: Precision,
+    ) -> Tensor {
+        let x = streams[0].x;
+        let [tokens, d] = [angles.shape()[0], streams[0].query_norm.shape()[0]];
+        let part = |index: usize| {
+            let rows = streams.iter().map(|stream| HeadRows {
+                x: values(stream.x),
+                tokens: stream.x.shape()[0],
+                columns: stream.x.shape()[1],
+                start: index * heads * d,
+                norm: match index {
+                    0 => values(stream.query_norm),
+                    1 => values(stream.key_norm),
+                    _ => &[],
+                },
+            });
+            rows.collect::<Vec<_>>()
+        };
+        let [q, k, v] = [part(0), part(1), part(2)];
+        let rope = Some((values(angles), eps));
+        let [q, k, v] = [(&q, rope), (&k, rope), (&v, None)].map(|(streams, rope)| Heads { streams, rope });
+        let scale = (d as f32).sqrt().recip();
+        let y = self.attend([q, k, v], [tokens, tokens, heads, d], scale, Seen::All, precision);
+        x.like([tokens, heads * d], y.share())
+    }
+
+    fn conv2d_add(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let epilogue = Epilogue { bias: bias.map(values), then: Then::Add { residual: values(residual) } };
+        let input = Input { x: values(x), picture: [x.shape()[0], x.shape()[1], x.shape()[2]], doubled: false };
+        x.like(residual.shape(), self.convolve(input, weight, epilogue, stride, padding).share())
+    }
+
+    fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
+        let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
+        let picture = [2 * x.shape()[0], 2 * x.shape()[1], x.shape()[2]];
+        let input = Input { x: values(x), picture, doubled: true };
+        let y = self.convolve(input, weight, epilogue, 1, padding);
+        x.like(padding.output(picture.into(), weight.shape(), 1), y.share())
     }
 
     fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
