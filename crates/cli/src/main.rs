@@ -4,6 +4,7 @@
 
 mod bench;
 mod compute_args;
+mod convert;
 mod generate;
 mod inspect;
 mod model_args;
@@ -40,6 +41,8 @@ enum Command {
     /// Tell what a model and a size would take, without computing
     #[command(visible_alias = "doctor")]
     Plan(Box<plan::Args>),
+    /// Write a transformer or text encoder in another format: GGUF, int8, bf16 …
+    Convert(Box<convert::Args>),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -31,6 +31,9 @@ pub enum Error {
     /// The picture came out as not-a-number or as one flat colour.
     #[error("{0}")]
     Degenerate(String),
+    /// What could not be written to where the caller said.
+    #[error(transparent)]
+    Output(std::io::Error),
     /// Stopped by the caller.
     #[error("cancelled")]
     Cancelled,

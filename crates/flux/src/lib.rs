@@ -66,6 +66,7 @@ pub mod watch;
 pub mod memory;
 mod nn;
 pub mod weights;
+pub mod convert;
 
 pub use error::{Error, Result};
 pub use pipeline::{Generated, LoadOptions, Pipeline, Seconds};

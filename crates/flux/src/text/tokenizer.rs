@@ -154,6 +154,12 @@ impl ClipTokenizer {
     }
 }
 
+/// T5's pieces, their scores, and the character map of its normalisation: what a file of its encoder has inside.
+pub(crate) fn t5_pieces() -> (Vec<String>, Vec<f32>, Vec<u8>) {
+    let (pieces, scores) = embedded::t5_pieces();
+    (pieces, scores, embedded::charsmap())
+}
+
 impl T5Tokenizer {
     /// The tokenizer of T5 v1.1, which all FLUX.1 models use; built on first use.
     pub fn embedded() -> &'static Self {

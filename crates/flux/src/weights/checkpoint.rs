@@ -7,10 +7,10 @@ use std::{
     sync::Arc,
 };
 
-use tensor::{Backend, Bytes, DType, MappedFile, Precision, Rows, Scale, Shape, Tensor, Weight};
+use tensor::{Backend, BlockScales, Bytes, DType, MappedFile, Precision, Rows, Scale, Shape, Tensor, Weight};
 
 use super::{
-    Naming, gguf,
+    Naming, four_bits, gguf,
     names::{Half, Piece},
     safetensors::{Entry, Header, HeaderError},
 };
@@ -29,6 +29,8 @@ pub struct Checkpoint {
     metadata: BTreeMap<String, String>,
     /// Lists in the metadata of GGUF files, and whose they are.
     arrays: BTreeMap<String, (usize, gguf::Array)>,
+    /// Tensors in bitsandbytes' four bits, and what is told of them beside them.
+    four_bits: BTreeMap<String, four_bits::State>,
     /// Layers whose quantisation is told in `_quantization_metadata`, ComfyUI's way, and the name of the format.
     formats: BTreeMap<String, String>,
 }
@@ -57,6 +59,7 @@ impl Checkpoint {
         }
         let mut checkpoint = Self { origin: path.to_owned(), ..Self::default() };
         checkpoint.add_file(path)?;
+        checkpoint.find_four_bits()?;
         Ok(checkpoint)
     }
 
@@ -67,6 +70,7 @@ impl Checkpoint {
     pub fn embedded(name: &str, bytes: &'static [u8]) -> Result<Self> {
         let mut checkpoint = Self { origin: name.into(), ..Self::default() };
         checkpoint.add(Path::new(name), Bytes::Static(bytes))?;
+        checkpoint.find_four_bits()?;
         Ok(checkpoint)
     }
 
@@ -99,7 +103,31 @@ impl Checkpoint {
                 return Err(Error::file(folder.join(shard), format!("lacks '{name}', which the index promises")));
             }
         }
+        checkpoint.find_four_bits()?;
         Ok(checkpoint)
+    }
+
+    /// Gives tensors in bitsandbytes' four bits their real shape and format.
+    fn find_four_bits(&mut self) -> Result<()> {
+        let mut found = Vec::new();
+        for state in self.tensors.keys() {
+            let Some(name) = four_bits::STATES.iter().find_map(|end| state.strip_suffix(end)) else { continue };
+            let (Some((json, _)), Some((codes, _))) = (self.bytes(state), self.bytes(name)) else {
+                return Err(Error::file(&self.origin, format!("has '{state}', but lacks '{name}'")));
+            };
+            let parsed = four_bits::State::parse(json.get(), codes.len());
+            let parsed =
+                parsed.map_err(|problem| Error::file(&self.origin, format!("has '{name}', which {problem}")))?;
+            found.push((name.to_owned(), parsed));
+        }
+        for (name, state) in found {
+            if let Some((_, entry)) = self.tensors.get_mut(&name) {
+                entry.dtype = "NF4".into();
+                entry.shape.clone_from(&state.shape);
+            }
+            self.four_bits.insert(name, state);
+        }
+        Ok(())
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
@@ -403,6 +431,11 @@ impl Weights {
         Ok(Tensor::from_vec(&self.backend, [len], values))
     }
 
+    /// A tensor of `len` elements as it is stored: rows of one.
+    pub(crate) fn list(&self, name: &str, len: usize) -> Result<Weight> {
+        self.weight(name, [len].into())
+    }
+
     fn weight(&self, name: &str, shape: Shape) -> Result<Weight> {
         // Sizes come from configurations, which may say anything; behind this line their products are sound.
         let bytes = shape.dims().iter().try_fold(4usize, |n, &d| n.checked_mul(d));
@@ -487,8 +520,12 @@ fn read_piece(checkpoint: &Checkpoint, name: &str, piece: &Piece, row: usize) ->
         let problem = format!("has '{name}' of shape {:?}; rows of {row} elements were expected", entry.shape);
         return Err(Error::file(checkpoint.origin(), problem));
     }
-    let scale = Scale::All(scale(checkpoint, name, dtype)?);
     let count = elements / row;
+    let scale = match dtype {
+        DType::I8 => Scale::PerRow(row_scales(checkpoint, name, count)?),
+        DType::NF4 => Scale::PerBlock(block_scales(checkpoint, name, row)?),
+        _ => Scale::All(scale(checkpoint, name, dtype)?),
+    };
     // Blocks that reach over the ends of rows, as in a quantised bias: only whole are they rows of numbers.
     let (dtype, bytes) =
         if row.is_multiple_of(dtype.block()) { (dtype, bytes) } else { (DType::F32, as_f32(dtype, &bytes, elements)) };
@@ -529,6 +566,38 @@ fn scale(checkpoint: &Checkpoint, name: &str, dtype: DType) -> Result<f32> {
         return Ok(value[0]);
     }
     Ok(1.0)
+}
+
+/// The scales of darkroom's int8: `X.weight_scale` beside `X.weight`, one number for each row.
+fn row_scales(checkpoint: &Checkpoint, name: &str, rows: usize) -> Result<Arc<[f32]>> {
+    let scales = format!("{name}_scale");
+    let bad = |problem: String| Error::file(checkpoint.origin(), problem);
+    let Some((bytes, entry)) = checkpoint.bytes(&scales) else {
+        return Err(bad(format!("stores '{name}' as I8 without '{scales}', a scale for each row")));
+    };
+    let count: usize = entry.shape.iter().product();
+    let Some(dtype) = entry.weight_dtype().filter(|dtype| dtype.block() == 1 && count == rows) else {
+        let (shape, dtype) = (&entry.shape, &entry.dtype);
+        return Err(bad(format!("has '{scales}' of shape {shape:?} and dtype {dtype}; {rows} numbers were expected")));
+    };
+    let mut values = vec![0.0; count];
+    dtype.decode(bytes.get(), &mut values);
+    Ok(values.into())
+}
+
+/// The scales of bitsandbytes' four bits.
+fn block_scales(checkpoint: &Checkpoint, name: &str, row: usize) -> Result<Arc<BlockScales>> {
+    let bad = |problem: &str| Error::file(checkpoint.origin(), format!("has '{name}', which {problem}"));
+    if !row.is_multiple_of(DType::NF4.block()) {
+        let problem = format!("has rows of {row} elements in four bits; a multiple of 64 was expected");
+        return Err(bad(&problem));
+    }
+    let state = checkpoint.four_bits.get(name).ok_or_else(|| bad("has no state"))?;
+    let beside = |what: &str| {
+        let (bytes, entry) = checkpoint.bytes(&format!("{name}.{what}"))?;
+        Some((bytes, entry.weight_dtype()))
+    };
+    state.scales(beside).map(Arc::new).map_err(|problem| bad(&problem))
 }
 
 fn wrong_size(checkpoint: &Checkpoint, prefix: &str, pieces: &[Piece], shape: Shape) -> Error {

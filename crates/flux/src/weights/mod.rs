@@ -4,6 +4,7 @@
 
 mod checkpoint;
 mod detect;
+pub mod four_bits;
 pub mod gguf;
 mod names;
 pub mod safetensors;

@@ -42,6 +42,8 @@ impl Entry {
             "BF16" => DType::BF16,
             "F8_E4M3" => DType::F8E4M3,
             "F8_E5M2" => DType::F8E5M2,
+            "I8" => DType::I8,
+            "NF4" => DType::NF4,
             "Q8_0" => DType::Q8_0,
             "Q5_1" => DType::Q5_1,
             "Q5_0" => DType::Q5_0,

@@ -44,10 +44,8 @@ pub(super) fn clip() -> ClipTokenizer {
 }
 
 pub(super) fn t5() -> T5Tokenizer {
-    let pieces = String::from_utf8(asset!("t5-pieces.txt")).expect("the pieces are text");
-    let scores = asset!("t5-scores.f32");
-    let scores = scores.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes) as f64);
-    let vocab: Vec<(String, f64)> = pieces.split('\n').map(String::from).zip(scores).collect();
+    let (pieces, scores) = t5_pieces();
+    let vocab: Vec<(String, f64)> = pieces.into_iter().zip(scores.into_iter().map(f64::from)).collect();
     let is_special =
         |piece: &&String| ["<pad>", "</s>", "<unk>"].contains(&piece.as_str()) || piece.starts_with("<extra_id_");
     let special = vocab.iter().map(|(piece, _)| piece).filter(is_special).cloned().collect();
@@ -55,6 +53,14 @@ pub(super) fn t5() -> T5Tokenizer {
     let tokenizer = pieces.tokenizer().expect("the pieces make a model");
     let framed = T5Tokenizer::framed(Text(tokenizer), Path::new("embedded"), &Settings::default());
     T5Tokenizer { model_max_length: Some(512), ..framed.expect("the special tokens are there") }
+}
+
+/// T5's pieces and their scores, by id.
+pub(super) fn t5_pieces() -> (Vec<String>, Vec<f32>) {
+    let pieces = String::from_utf8(asset!("t5-pieces.txt")).expect("the pieces are text");
+    let scores = asset!("t5-scores.f32");
+    let scores = scores.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    pieces.split('\n').map(String::from).zip(scores).unzip()
 }
 
 /// T5's normalisation.
