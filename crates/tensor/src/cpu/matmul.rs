@@ -2,7 +2,8 @@
 //!
 //! `x` is packed into strips once. A task takes some columns (rows of the weight), decodes them block by block into panels in
 //! its second cache and streams all strips past them: every element of the weight is decoded by one task only. Up to
-//! [`FEW`] rows of `x` are multiplied with the weight's rows as they lie in the file, at the speed of the memory.
+//! [`FEW`] rows of `x` are multiplied with the weight's rows as they lie in the file, at the speed of the memory. 89 to 95 % of
+//! the machine's bf16 peak at FLUX.1's shapes (`SPEED.md`).
 
 use std::ops::Range;
 
