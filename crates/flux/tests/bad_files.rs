@@ -13,7 +13,7 @@ mod toy;
 use std::{
     cell::Cell,
     path::{Path, PathBuf},
-    sync::{OnceLock, PoisonError},
+    sync::OnceLock,
 };
 
 use flux::{
@@ -22,7 +22,7 @@ use flux::{
     text::tokenizer::{ClipTokenizer, T5Tokenizer},
     weights::Checkpoint,
 };
-use measured::{ALLOCATOR, MEASURED, MOST, refused};
+use measured::{ALLOCATOR, MOST, alone, refused};
 use tensor::{Device, Precision};
 use toy::{Array, Scratch, Stored, Toy};
 
@@ -56,6 +56,7 @@ fn file(header: &str, data: usize) -> Vec<u8> {
 #[test]
 #[should_panic(expected = "MB to refuse")]
 fn the_measure_measures() {
+    let _alone = alone();
     refused("large", &[], || {
         std::hint::black_box(vec![1u8; 80 << 20]);
         Err::<(), _>(flux::Error::Cancelled)
@@ -64,6 +65,7 @@ fn the_measure_measures() {
 
 #[test]
 fn single_files_that_are_damaged_or_something_else() {
+    let _alone = alone();
     let scratch = Scratch::new("damaged");
     let good = toy::safetensors(&toy::stored(&Toy::new().vae, toy::f32s), &[]);
     let header = u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
@@ -189,6 +191,7 @@ const SHARDS: &str = "transformer/diffusion_pytorch_model";
 
 #[test]
 fn shards_and_their_index() {
+    let _alone = alone();
     let folders = Folders::new("shards");
     load(&named(&folders.copy("sharded"))).unwrap();
 
@@ -223,6 +226,7 @@ fn shards_and_their_index() {
 
 #[test]
 fn tensors_of_another_type_or_size() {
+    let _alone = alone();
     let folders = Folders::new("tensors");
     let file = format!("{SHARDS}.safetensors");
     let naming = flux::weights::Naming::FluxDiffusers;
@@ -273,6 +277,7 @@ fn tensors_of_another_type_or_size() {
 /// Files without configurations of which one tensor is missing or has a shape that tells nonsense.
 #[test]
 fn sizes_told_by_nonsense_shapes() {
+    let _alone = alone();
     let folders = Folders::new("nonsense");
     let parts = [
         ("transformer", "diffusion_pytorch_model", toy::renamed(&toy().flux, flux::weights::Naming::FluxDiffusers)),
@@ -319,6 +324,7 @@ fn small_tables(arrays: &toy::Arrays) -> toy::Arrays {
 
 #[test]
 fn configurations() {
+    let _alone = alone();
     let folders = Folders::new("configurations");
     let cases: &[(&str, &str, &[u8], &[&str])] = &[
         ("not JSON", "transformer/config.json", b"{\"in_channels\": ", &["transformer's configuration"]),
@@ -371,7 +377,6 @@ fn configurations() {
                 let mut config = config.clone();
                 config[key] = value.into();
                 replace(&path, config.to_string().as_bytes());
-                let _measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = ALLOCATOR.current_usage();
                 ALLOCATOR.reset_peak_usage();
                 // Some are right (one layer, one head) or are not this part's; none may panic or take much.
@@ -410,6 +415,7 @@ fn toy_key(part: &str, key: &str) -> bool {
 
 #[test]
 fn what_is_missing_or_ambiguous_in_a_tree_is_named() {
+    let _alone = alone();
     let scratch = Scratch::new("trees");
     let [flux, vae, clip, t5] = ["flux", "ae", "clip", "t5"].map(|f| scratch.join(format!("files/{f}.safetensors")));
     toy().single_files([&flux, &vae, &clip, &t5], toy::f32s);
@@ -459,6 +465,7 @@ fn what_is_missing_or_ambiguous_in_a_tree_is_named() {
 
 #[test]
 fn parts_that_do_not_fit_each_other() {
+    let _alone = alone();
     let folders = Folders::new("misfits");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipelines/one_one_schnell");
     let good = folders.copy("good");
@@ -496,6 +503,7 @@ fn parts_that_do_not_fit_each_other() {
 
 #[test]
 fn weights_that_are_no_numbers_give_no_picture() {
+    let _alone = alone();
     let folders = Folders::new("nan");
     let folder = folders.copy("good");
     let mut arrays = toy::renamed(&toy().flux, flux::weights::Naming::FluxDiffusers);

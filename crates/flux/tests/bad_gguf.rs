@@ -19,7 +19,7 @@ use flux::{
     weights::gguf::Header,
 };
 use gguf::Gguf;
-use measured::refused;
+use measured::{alone, refused};
 use toy::{Scratch, Stored};
 
 fn load(spec: &ModelSpec) -> flux::Result<Pipeline> {
@@ -28,6 +28,7 @@ fn load(spec: &ModelSpec) -> flux::Result<Pipeline> {
 
 #[test]
 fn gguf_files_that_are_damaged_or_lie() {
+    let _alone = alone();
     let scratch = Scratch::new("damaged-gguf");
     let with = |change: &dyn Fn(&mut Gguf)| {
         let mut file = Gguf::new();

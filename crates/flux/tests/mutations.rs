@@ -14,14 +14,14 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError},
+    sync::Arc,
 };
 
 use flux::{
     convert::{Container, Conversion, Wanted},
     weights::{Checkpoint, Naming, Weights, detect},
 };
-use measured::{ALLOCATOR, MEASURED, MOST};
+use measured::{ALLOCATOR, MOST, alone};
 use tensor::{DType, Device, Precision};
 use toy::{Scratch, Toy};
 
@@ -58,7 +58,6 @@ fn changed(path: &Path, place: &Range<usize>, times: usize) {
         file.read_exact_at(&mut old, at).unwrap();
         let new = if below(2) == 0 { old[0] ^ 1 << below(8) } else { below(256) as u8 };
         file.write_all_at(&[new], at).unwrap();
-        let measured = MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
         let before = ALLOCATOR.current_usage();
         ALLOCATOR.reset_peak_usage();
         match read(path) {
@@ -71,7 +70,6 @@ fn changed(path: &Path, place: &Range<usize>, times: usize) {
             }
         }
         let peak = ALLOCATOR.peak_usage().saturating_sub(before);
-        drop(measured);
         assert!(peak <= MOST, "byte {at} as {new:#x}: took {} MB", peak >> 20);
         file.write_all_at(&old, at).unwrap();
     }
@@ -82,6 +80,7 @@ fn changed(path: &Path, place: &Range<usize>, times: usize) {
 
 #[test]
 fn gguf() {
+    let _alone = alone();
     let scratch = Scratch::new("mutations-gguf");
     let from: PathBuf = scratch.join("flux.safetensors");
     toy::write(&from, &toy::stored(&Toy::new().flux, toy::f32s));
@@ -98,6 +97,7 @@ fn gguf() {
 
 #[test]
 fn four_bits() {
+    let _alone = alone();
     let scratch = Scratch::new("mutations-nf4");
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/nf4.safetensors");
     let path = scratch.join("nf4.safetensors");
