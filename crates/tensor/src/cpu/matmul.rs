@@ -118,19 +118,10 @@ impl Cpu {
         });
         let x = packed.values();
 
-        // Few columns and many threads: cut the rows, too.
         let panel = 2 * self.simd.lanes();
-        let columns = n.div_ceil(4 * self.threads.count()).next_multiple_of(panel).min(COLUMNS);
-        let column_tasks = n.div_ceil(columns);
-        let row_tasks = (2 * self.threads.count()).div_ceil(column_tasks).max(m.div_ceil(ROWS)).min(strips.count());
-        self.threads.for_each(column_tasks * row_tasks, work, |task| {
-            let (row_task, column_task) = (task / column_tasks, task % column_tasks);
-            let of_task = |task: usize| task * columns..((task + 1) * columns).min(n);
-            // What this thread is likely to do next.
-            let next = of_task((column_task + self.threads.count()) % column_tasks);
-            let columns = of_task(column_task);
-            let own = row_task * strips.count() / row_tasks..(row_task + 1) * strips.count() / row_tasks;
-            let rows = strips.rows(own.end - 1).end - strips.rows(own.start).start;
+        let division = self.divide(m, n, strips, ROWS);
+        self.threads.for_each(division.tasks(), work, |task| {
+            let Share { own, rows, columns, next } = division.share(task);
             let all_columns = columns.len().next_multiple_of(panel);
             let [panels, sums] = [BLOCK.min(words), rows].map(|rows| rows * all_columns);
             with_scratch(panels + sums + pack::columns_scratch(), |scratch| {
@@ -142,6 +133,59 @@ impl Cpu {
         });
         drop(packed);
         y
+    }
+}
+
+/// How the tasks of a product share its result.
+#[derive(Clone, Copy)]
+pub(super) struct Division {
+    strips: Strips,
+    out: usize,
+    /// Columns of a task.
+    columns: usize,
+    column_tasks: usize,
+    row_tasks: usize,
+    threads: usize,
+}
+
+/// What one task computes.
+pub(super) struct Share {
+    /// Strips, and their rows together.
+    pub(super) own: Range<usize>,
+    pub(super) rows: usize,
+    pub(super) columns: Range<usize>,
+    /// The columns that its thread is likely to take next.
+    pub(super) next: Range<usize>,
+}
+
+impl Cpu {
+    /// Divides `m` rows in strips by `out` columns; a task has about `most_rows` rows at most.
+    pub(super) fn divide(&self, m: usize, out: usize, strips: Strips, most_rows: usize) -> Division {
+        let threads = self.threads.count();
+        let columns = out.div_ceil(4 * threads).next_multiple_of(2 * self.simd.lanes()).min(COLUMNS);
+        let column_tasks = out.div_ceil(columns);
+        // Few columns and many threads: cut the rows, too.
+        let row_tasks = (2 * threads).div_ceil(column_tasks).max(m.div_ceil(most_rows)).min(strips.count());
+        Division { strips, out, columns, column_tasks, row_tasks, threads }
+    }
+}
+
+impl Division {
+    pub(super) fn tasks(self) -> usize {
+        self.column_tasks * self.row_tasks
+    }
+
+    pub(super) fn share(self, task: usize) -> Share {
+        let Self { strips, out, columns, column_tasks, row_tasks, threads } = self;
+        let (row_task, column_task) = (task / column_tasks, task % column_tasks);
+        let of_task = |task: usize| task * columns..((task + 1) * columns).min(out);
+        let own = row_task * strips.count() / row_tasks..(row_task + 1) * strips.count() / row_tasks;
+        Share {
+            rows: strips.rows(own.end - 1).end - strips.rows(own.start).start,
+            own,
+            columns: of_task(column_task),
+            next: of_task((column_task + threads) % column_tasks),
+        }
     }
 }
 

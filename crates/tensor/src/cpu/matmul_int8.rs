@@ -11,7 +11,7 @@ use super::{
     Cpu,
     arch::{Kernel, Simd, Vector, VectorSlice},
     byte_tile::{ByteTile, PER_PANEL, PanelSums},
-    matmul::{Epilogue, store},
+    matmul::{Epilogue, Share, store},
     pack::{self, Ahead, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::MAX_ROWS,
@@ -20,9 +20,6 @@ use crate::{
     DType, StoredRow, Weight,
     int8::{Activation, BLOCK, WeightScale},
 };
-
-/// Columns of a task, at most.
-const COLUMNS: usize = 64;
 
 /// Rows of `x` of a task, about: what they have summed up (384 KiB) stays in the second cache.
 const ROWS: usize = 1536;
@@ -80,19 +77,10 @@ impl Cpu {
         });
         let x = packed.values();
 
-        // Few columns and many threads: cut the rows, too.
         let panel = 2 * self.simd.lanes();
-        let columns = n.div_ceil(4 * self.threads.count()).next_multiple_of(panel).min(COLUMNS);
-        let column_tasks = n.div_ceil(columns);
-        let row_tasks = (2 * self.threads.count()).div_ceil(column_tasks).max(m.div_ceil(ROWS)).min(strips.count());
-        self.threads.for_each(column_tasks * row_tasks, m * n * (k + 1), |task| {
-            let (row_task, column_task) = (task / column_tasks, task % column_tasks);
-            let of_task = |task: usize| task * columns..((task + 1) * columns).min(n);
-            // What this thread is likely to do next.
-            let next = of_task((column_task + self.threads.count()) % column_tasks);
-            let columns = of_task(column_task);
-            let own = row_task * strips.count() / row_tasks..(row_task + 1) * strips.count() / row_tasks;
-            let rows = strips.rows(own.end - 1).end - strips.rows(own.start).start;
+        let division = self.divide(m, n, strips, ROWS);
+        self.threads.for_each(division.tasks(), m * n * (k + 1), |task| {
+            let Share { own, rows, columns, next } = division.share(task);
             let panels = columns.len().div_ceil(panel) * (panel * words.of(BLOCK.min(k)) + PER_PANEL);
             let sums = rows * columns.len().next_multiple_of(panel);
             with_scratch(panels + sums + pack_scratch(words), |scratch| {
