@@ -3,6 +3,7 @@
 //! Every file carries the mark that it was made by a model ([`MetadataLevel`] cannot switch it off); how it was made
 //! is written twice, for people and AUTOMATIC1111-compatible tools, and as JSON. [`read`] finds all of it again.
 
+mod decode;
 mod metadata;
 mod read;
 
@@ -14,6 +15,7 @@ use png::text_metadata::{ITXtChunk, TEXtChunk};
 use crate::error::{Error, Result};
 use crate::pixels::Rgb8;
 use crate::safety::Reviewed;
+pub use decode::{Decoded, MAX_FILE, MAX_INPUT_PIXELS, decode, open};
 pub use metadata::{MetadataLevel, Provenance};
 pub use read::{Found, read};
 

@@ -56,6 +56,8 @@ pub mod transformer;
 mod denoise;
 pub mod vae;
 pub mod pixels;
+pub mod resize;
+pub mod conditioning;
 mod preview;
 pub mod image_file;
 mod pipeline;

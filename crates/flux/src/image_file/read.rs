@@ -9,6 +9,9 @@ use super::metadata::{EXIF_DIRECTORY, USER_COMMENT};
 use super::{Format, JPEG_EXIF, JPEG_XMP, PARAMETERS_KEY, PROVENANCE_KEY, Provenance, XMP_KEY};
 use crate::error::{Error, Result};
 
+/// The main directory's tag of how the picture is turned.
+const ORIENTATION: u16 = 0x0112;
+
 /// Names of foreign texts that are reported; a file of nothing but names must not fill the memory.
 const MOST_OTHERS: usize = 64;
 
@@ -55,6 +58,19 @@ pub fn read(bytes: &[u8]) -> Result<Found> {
     Ok(Found { format, width, height, parameters, provenance, ai_generated, other })
 }
 
+/// How a picture file is turned, as EXIF has it: 1 (upright, also where nothing is said) to 8.
+pub(super) fn orientation(bytes: &[u8]) -> u8 {
+    let mut reader = Reader::default();
+    if let Some(chunks) = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n") {
+        reader.png(chunks);
+    } else if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
+        reader.jpeg(&bytes[2..]);
+    } else if bytes.starts_with(b"RIFF") {
+        reader.webp(bytes.get(12..).unwrap_or_default());
+    }
+    reader.orientation.filter(|turn| (1..=8).contains(turn)).unwrap_or(1) as u8
+}
+
 #[derive(Default)]
 struct Reader {
     size: Option<(u32, u32)>,
@@ -62,6 +78,7 @@ struct Reader {
     provenance: Option<Provenance>,
     ai_generated: bool,
     other: Vec<String>,
+    orientation: Option<u16>,
     /// Bytes that compressed text may still unpack to.
     budget: usize,
 }
@@ -186,6 +203,10 @@ impl Reader {
                 }
             }
         }
+        // A 16-bit value stands in the first half of its field.
+        let half = |value: usize| if big_endian { value >> 16 } else { value & 0xFFFF } as u16;
+        let turned = main().find(|(tag, ..)| *tag == ORIENTATION).map(|(.., value)| half(value));
+        self.orientation = self.orientation.or(turned);
         let exif = main().find(|(tag, ..)| *tag == EXIF_DIRECTORY);
         let user_comment = exif.and_then(|(.., value)| entries(value).find(|(tag, ..)| *tag == USER_COMMENT));
         if let Some((.., count, value)) = user_comment.filter(|_| self.parameters.is_none()) {

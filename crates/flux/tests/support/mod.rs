@@ -50,6 +50,15 @@ impl Golden {
         self.header.tensors.contains_key(name)
     }
 
+    /// All tensors' names.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.tensors.keys().map(String::as_str)
+    }
+
+    pub fn shape(&self, name: &str) -> &[usize] {
+        self.raw(name).1
+    }
+
     fn raw(&self, name: &str) -> (&str, &[usize], &[u8]) {
         let entry = self.header.tensors.get(name).unwrap_or_else(|| panic!("{} has no '{name}'", self.name));
         (&entry.dtype, &entry.shape, &self.bytes[entry.bytes.clone()])

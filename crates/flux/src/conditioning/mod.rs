@@ -1,0 +1,3 @@
+//! Pictures that a picture is made from.
+
+pub mod canny;
