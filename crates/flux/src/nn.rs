@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use tensor::{Mask, Padding, Tensor, Unary, Weight};
+use tensor::{GroupNorm, Mask, Padding, Tensor, Unary, Weight};
 
 use crate::{error::Result, weights::Weights};
 
@@ -41,9 +41,9 @@ impl Linear {
         Self { weight: self.weight.slice_rows(range), bias }
     }
 
-    /// `residual + gate · forward(x)`.
+    /// `residual + gate · forward(x)`; the columns of x may lie in several tensors, side by side.
     #[track_caller]
-    pub fn gated_add(&self, residual: &Tensor, gate: &Tensor, x: &Tensor) -> Tensor {
+    pub fn gated_add(&self, residual: &Tensor, gate: &Tensor, x: &[&Tensor]) -> Tensor {
         residual.linear_gated_add(gate, x, &self.weight, self.bias.as_ref())
     }
 }
@@ -64,10 +64,11 @@ impl Conv2d {
         self.strided(x, 1, Padding::all(self.weight.shape()[2] / 2))
     }
 
-    /// `residual + same(x)`.
+    /// `residual + same(silu(norm(x)))`; without a residual 0.
     #[track_caller]
-    pub fn same_add(&self, residual: &Tensor, x: &Tensor) -> Tensor {
-        residual.conv2d_add(x, &self.weight, self.bias.as_ref(), 1, Padding::all(self.weight.shape()[2] / 2))
+    pub fn norm_silu_same(&self, norm: GroupNorm<'_>, x: &Tensor, residual: Option<&Tensor>) -> Tensor {
+        let padding = Padding::all(self.weight.shape()[2] / 2);
+        x.norm_silu_conv2d(norm, &self.weight, self.bias.as_ref(), padding, residual)
     }
 
     /// Each pixel twice in both directions, then the convolution: `[H, W, in]` → `[2H, 2W, out]`.

@@ -47,8 +47,9 @@ pub enum Mask<'a> {
     None,
     /// Query `i` sees keys `0..=i`.
     Causal,
-    /// `[heads, queries, keys]` is added to the scaled scores.
-    Bias(&'a Tensor),
+    /// The scaled score of a query and a key is shifted by what their distance says: element `key − query + queries − 1` of a
+    /// head's row in `[heads, queries + keys − 1]`.
+    Relative(&'a Tensor),
 }
 
 /// Rows and columns of zeros around a picture.
@@ -87,6 +88,19 @@ pub struct Qkv<'a> {
     pub query_norm: &'a Tensor,
     /// Weight of the keys', `[d]`.
     pub key_norm: &'a Tensor,
+}
+
+/// A norm of channel groups: `(x − mean) / √(var + eps) · weight + bias`, statistics per group over all pixels.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNorm<'a> {
+    /// How many groups the channels make.
+    pub groups: usize,
+    /// `[C]`.
+    pub weight: &'a Tensor,
+    /// `[C]`.
+    pub bias: &'a Tensor,
+    /// Added to the variance.
+    pub eps: f32,
 }
 
 /// The operations. See the module's header for the two kinds.
@@ -131,8 +145,8 @@ pub trait Backend: Any + Debug + Send + Sync {
     /// `x / √(mean(x²) + eps) · weight` over the last axis; `weight [last]`.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor;
 
-    /// Per group of channels over all pixels, then `· weight + bias`: `x [H, W, C]`, `weight, bias [C]`.
-    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor;
+    /// `norm(x)`: `x [H, W, C]`.
+    fn group_norm(&self, x: &Tensor, norm: GroupNorm<'_>) -> Tensor;
 
     /// `f(x)`, element by element.
     fn unary(&self, x: &Tensor, f: Unary) -> Tensor;
@@ -166,16 +180,18 @@ pub trait Backend: Any + Debug + Send + Sync {
         self.linear(x, weight, bias).unary(f)
     }
 
-    /// `residual + gate · linear(x)`; `residual [.., out]`, `gate [out]`.
+    /// `residual + gate · linear(x)`; `residual [.., out]`, `gate [out]`. The columns of x lie side by side in several tensors, or
+    /// in one.
     fn linear_gated_add(
         &self,
         residual: &Tensor,
         gate: &Tensor,
-        x: &Tensor,
+        x: &[&Tensor],
         weight: &Weight,
         bias: Option<&Tensor>,
     ) -> Tensor {
-        self.binary(residual, &self.linear(x, weight, bias).mul(gate), Binary::Add)
+        let x = self.concat(x, residual.shape().rank() - 1);
+        self.binary(residual, &self.linear(&x, weight, bias).mul(gate), Binary::Add)
     }
 
     /// `(1 + scale) · layer_norm(x) + shift`; `shift, scale [last]`.
@@ -229,26 +245,22 @@ pub trait Backend: Any + Debug + Send + Sync {
         q.attention(&k, &v, (d as f32).sqrt().recip(), Mask::None, precision).reshape([first, heads * d])
     }
 
-    /// `residual + conv2d(x)`; `residual` has the result's shape.
-    fn conv2d_add(
+    /// `residual + conv2d(silu(norm(x)))`, stride 1, for half of a residual block; `residual` has the result's shape.
+    fn norm_silu_conv2d(
         &self,
-        residual: &Tensor,
         x: &Tensor,
+        norm: GroupNorm<'_>,
         weight: &Weight,
         bias: Option<&Tensor>,
-        stride: usize,
         padding: Padding,
+        residual: Option<&Tensor>,
     ) -> Tensor {
-        self.binary(residual, &self.conv2d(x, weight, bias, stride, padding), Binary::Add)
+        let y = self.conv2d(&self.group_norm(x, norm).silu(), weight, bias, 1, padding);
+        residual.map_or(y.clone(), |residual| self.binary(residual, &y, Binary::Add))
     }
 
     /// `conv2d(upsample_nearest_2x(x))`, stride 1.
     fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
         self.conv2d(&self.upsample_nearest_2x(x), weight, bias, 1, padding)
-    }
-
-    /// `silu(group_norm(x))`.
-    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        self.group_norm(x, groups, weight, bias, eps).unary(Unary::Silu)
     }
 }

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    Backend, Binary, Buffer, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
+    Backend, Binary, Buffer, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
     cpu::{Footprint, Level},
 };
 
@@ -165,7 +165,7 @@ impl Backend for DryRun {
         self.computed(x, x.shape())
     }
 
-    fn group_norm(&self, x: &Tensor, _: usize, _: &Tensor, _: &Tensor, _: f32) -> Tensor {
+    fn group_norm(&self, x: &Tensor, _: GroupNorm<'_>) -> Tensor {
         self.computed(x, x.shape())
     }
 
@@ -214,8 +214,15 @@ impl Backend for DryRun {
         y
     }
 
-    fn linear_gated_add(&self, _: &Tensor, _: &Tensor, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
-        let y = self.linear(x, weight, bias);
+    fn linear_gated_add(
+        &self,
+        residual: &Tensor,
+        _: &Tensor,
+        _: &[&Tensor],
+        weight: &Weight,
+        bias: Option<&Tensor>,
+    ) -> Tensor {
+        let y = self.linear(residual, weight, bias);
         self.ledger.work().other_flop += 2 * y.shape().count() as u64;
         y
     }
@@ -250,17 +257,18 @@ impl Backend for DryRun {
         y
     }
 
-    fn conv2d_add(
+    fn norm_silu_conv2d(
         &self,
-        _: &Tensor,
         x: &Tensor,
+        _: GroupNorm<'_>,
         weight: &Weight,
         bias: Option<&Tensor>,
-        stride: usize,
         padding: Padding,
+        residual: Option<&Tensor>,
     ) -> Tensor {
-        let y = self.conv2d(x, weight, bias, stride, padding);
-        self.ledger.work().other_flop += y.shape().count() as u64;
+        let y = self.conv2d(x, weight, bias, 1, padding);
+        let added = residual.map_or(0, |residual| residual.shape().count());
+        self.ledger.work().other_flop += (x.shape().count() + added) as u64;
         y
     }
 
@@ -270,10 +278,6 @@ impl Backend for DryRun {
         self.beside(self.kernels.conv2d(weight));
         self.ledger.work().conv_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
         y
-    }
-
-    fn group_norm_silu(&self, x: &Tensor, _: usize, _: &Tensor, _: &Tensor, _: f32) -> Tensor {
-        self.computed(x, x.shape())
     }
 }
 

@@ -1,8 +1,9 @@
 //! f32 elements in the computer's own memory: the buffer of the backends that compute on a CPU.
 //!
 //! Large blocks go round: an activation of hundreds of megabytes that is mapped, zeroed page by page and unmapped for every
-//! operation costs more than many an operation. Idle blocks never make the whole larger than what was once in use at the same
-//! time, so that memory stays within what [`dry_run`](crate::dry_run) counts. Blocks start on a cache line.
+//! operation costs more than many an operation. Blocks of other sizes are cut out of what is idle, and join again. Idle memory
+//! never makes the whole larger than what was once in use at the same time, so that it stays within what
+//! [`dry_run`](crate::dry_run) counts. Blocks start on a cache line.
 
 use std::{
     fmt,
@@ -15,37 +16,29 @@ use crate::{Buffer, Tensor};
 /// Elements of a cache line of 64 bytes.
 const LINE: usize = 16;
 
-/// Memory of some elements.
-pub(crate) enum Block {
-    /// From the allocator.
-    Heap(Vec<f32>),
-    /// Pages of its own, which the system has back at once when they are let go: an allocator may keep them.
-    Pages(memmap2::MmapMut),
+/// Elements that ranges of a region are multiples of: 64 KiB, a multiple of every machine's page.
+const GRANULE: usize = 1 << 14;
+
+/// Mapped memory, in which blocks have ranges that do not overlap.
+struct Region {
+    pages: memmap2::MmapMut,
+    start: *mut f32,
 }
 
-impl Default for Block {
-    fn default() -> Self {
-        Self::Heap(Vec::new())
-    }
-}
+// SAFETY: the elements are reached through `Pages` only, whose ranges do not overlap: each thread has its own.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
 
-impl Block {
-    /// Smaller blocks are left to the allocator, which has them at hand.
-    const SMALLEST: usize = 1 << 14;
-
+impl Region {
     /// Bytes from which on huge pages are asked for.
     const WORTH_HUGE_PAGES: usize = 2 << 20;
 
-    /// Room for `len` elements from a cache line's start on.
-    pub(crate) fn new(len: usize) -> Self {
-        let pages = (len >= Self::SMALLEST).then(|| memmap2::MmapMut::map_anon(4 * len));
-        match pages {
-            Some(Ok(pages)) => {
-                Self::use_huge_pages(&pages);
-                Self::Pages(pages)
-            }
-            Some(Err(_)) | None => Self::Heap(vec![0.0; len + LINE]),
-        }
+    /// `len` elements, if the system gives them.
+    fn new(len: usize) -> Option<Self> {
+        let mut pages = memmap2::MmapMut::map_anon(4 * len).ok()?;
+        Self::use_huge_pages(&pages);
+        Some(Self { start: pages.as_mut_ptr().cast(), pages })
     }
 
     /// Asks for pages of 2 MiB where the system has them. A matrix product walks through rows that are pages apart; with pages
@@ -58,19 +51,79 @@ impl Block {
         }
     }
 
+    /// Elements.
+    fn len(&self) -> usize {
+        self.pages.len() / 4
+    }
+
+    /// Gives the memory of a range back; it stays reserved, its elements may have any value. `false` where that cannot be done.
+    ///
+    /// # Safety
+    /// Nobody has elements of the range, whose ends are multiples of [`GRANULE`].
+    #[cfg_attr(not(target_os = "linux"), expect(unused_variables, clippy::unused_self, reason = "only Linux is asked"))]
+    unsafe fn cool(&self, range: &Range<usize>) -> bool {
+        #[cfg(target_os = "linux")]
+        {
+            let (start, len) = (4 * range.start, 4 * range.len());
+            // SAFETY: nobody has these elements; they share no page with others, as a granule is a multiple of a page.
+            unsafe { self.pages.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, len).is_ok() }
+        }
+        #[cfg(not(target_os = "linux"))]
+        false
+    }
+}
+
+/// A range of a region that belongs to its holder alone.
+pub(crate) struct Pages {
+    region: Arc<Region>,
+    range: Range<usize>,
+}
+
+/// Memory of some elements.
+pub(crate) enum Block {
+    /// From the allocator.
+    Heap(Vec<f32>),
+    /// Pages that the system has back when they are let go: an allocator may keep them.
+    Pages(Pages),
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        Self::Heap(Vec::new())
+    }
+}
+
+impl Block {
+    /// Smaller blocks are left to the allocator, which has them at hand.
+    const SMALLEST: usize = 1 << 14;
+
+    /// Room for `len` elements from a cache line's start on.
+    pub(crate) fn new(len: usize) -> Self {
+        let room = len.next_multiple_of(GRANULE);
+        let region = (len >= Self::SMALLEST).then(|| Region::new(room)).flatten();
+        match region {
+            Some(region) => Self::Pages(Pages { region: Arc::new(region), range: 0..room }),
+            None => Self::Heap(vec![0.0; len + LINE]),
+        }
+    }
+
     pub(crate) fn elements(&self) -> &[f32] {
         match self {
             Self::Heap(elements) => elements,
-            // SAFETY: any bits are an f32, and pages are aligned for it.
-            Self::Pages(pages) => unsafe { pages.align_to().1 },
+            // SAFETY: the range is within the region and belongs to this block alone; any bits are an f32.
+            Self::Pages(Pages { region, range }) => unsafe {
+                std::slice::from_raw_parts(region.start.add(range.start), range.len())
+            },
         }
     }
 
     pub(crate) fn elements_mut(&mut self) -> &mut [f32] {
         match self {
             Self::Heap(elements) => elements,
-            // SAFETY: any bits are an f32 and the other way round, and pages are aligned for it.
-            Self::Pages(pages) => unsafe { pages.align_to_mut().1 },
+            // SAFETY: as above.
+            Self::Pages(Pages { region, range }) => unsafe {
+                std::slice::from_raw_parts_mut(region.start.add(range.start), range.len())
+            },
         }
     }
 
@@ -175,20 +228,97 @@ pub struct MemoryUse {
     pub held: u64,
 }
 
-/// Idle blocks, waiting for an operation that needs about as much.
+/// Memory between two uses.
 #[derive(Debug, Default)]
 pub(crate) struct Recycler(Mutex<Blocks>);
 
+/// Part of a region that nobody uses.
+struct Idle {
+    pages: Pages,
+    /// Whether there is memory behind it; without, it is but a place.
+    warm: bool,
+}
+
+impl Idle {
+    fn len(&self) -> usize {
+        self.pages.range.len()
+    }
+
+    fn joins(&self, other: &Self) -> bool {
+        let [a, b] = [&self.pages, &other.pages];
+        let touches = a.range.end == b.range.start || b.range.end == a.range.start;
+        self.warm == other.warm && Arc::ptr_eq(&a.region, &b.region) && touches
+    }
+}
+
 #[derive(Default)]
 struct Blocks {
-    /// The first has waited longest.
-    idle: Vec<Block>,
+    /// The first has waited longest. No two of the same warmth touch.
+    idle: Vec<Idle>,
     memory: MemoryUse,
 }
 
 impl fmt::Debug for Blocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} idle blocks, {:?}", self.idle.len(), self.memory)
+        write!(f, "{} idle ranges, {:?}", self.idle.len(), self.memory)
+    }
+}
+
+impl Blocks {
+    /// Cuts `len` elements out of the idle range that is least too large.
+    fn cut(&mut self, len: usize, warm: bool) -> Option<Pages> {
+        let fits = |idle: &Idle| idle.warm == warm && idle.len() >= len;
+        let best = (0..self.idle.len()).filter(|&i| fits(&self.idle[i])).min_by_key(|&i| self.idle[i].len())?;
+        let range = &mut self.idle[best].pages.range;
+        let cut = range.start..range.start + len;
+        range.start += len;
+        let region = self.idle[best].pages.region.clone();
+        if self.idle[best].len() == 0 {
+            self.idle.remove(best);
+        }
+        Some(Pages { region, range: cut })
+    }
+
+    /// Takes a range in and joins it with its neighbours; a region that is nothing but a place is let go.
+    fn put(&mut self, pages: Pages, warm: bool) {
+        let mut new = Idle { pages, warm };
+        while let Some(i) = self.idle.iter().position(|idle| idle.joins(&new)) {
+            let other = self.idle.remove(i).pages.range;
+            let range = &mut new.pages.range;
+            *range = range.start.min(other.start)..range.end.max(other.end);
+        }
+        if warm || new.len() < new.pages.region.len() {
+            self.idle.push(new);
+        }
+    }
+
+    /// Gives back the memory of idle ranges, the oldest first, `len` elements or all that can be.
+    fn cool(&mut self, mut len: usize) {
+        let mut i = 0;
+        while len > 0 && i < self.idle.len() {
+            let idle = &mut self.idle[i];
+            if !idle.warm {
+                i += 1;
+                continue;
+            }
+            let some = len.min(idle.len());
+            let range = idle.pages.range.end - some..idle.pages.range.end;
+            let whole = some == idle.pages.region.len();
+            // SAFETY: the range is idle, and granules are given back only.
+            if !whole && !unsafe { idle.pages.region.cool(&range) } {
+                i += 1;
+                continue;
+            }
+            let region = idle.pages.region.clone();
+            idle.pages.range.end -= some;
+            if idle.len() == 0 {
+                self.idle.remove(i);
+            }
+            self.put(Pages { region, range }, false);
+            self.memory.held -= 4 * some as u64;
+            len -= some;
+            i = 0; // the list has changed
+        }
     }
 }
 
@@ -204,22 +334,23 @@ impl Recycler {
     /// A buffer of `len` elements of any value.
     pub(crate) fn take(self: &Arc<Self>, len: usize) -> HostBuffer {
         let mut blocks = self.blocks();
-        let Blocks { idle, memory } = &mut *blocks;
-        memory.live += 4 * len as u64;
-        memory.peak = memory.peak.max(memory.live);
-        // A larger block is as good if little of it is left over.
-        let fits = |block: &Block| (len..=len + len / 16).contains(&block.elements().len());
-        let best = (0..idle.len()).filter(|&i| fits(&idle[i])).min_by_key(|&i| idle[i].elements().len());
-        if let Some(i) = best {
-            let block = idle.remove(i);
+        blocks.memory.live += 4 * len as u64;
+        blocks.memory.peak = blocks.memory.peak.max(blocks.memory.live);
+        let room = len.next_multiple_of(GRANULE);
+        if len < Block::SMALLEST {
+            let block = Block::new(len);
+            blocks.memory.held += block.bytes();
             return HostBuffer::over(block, len, Arc::downgrade(self));
         }
-        while !idle.is_empty() && memory.held + 4 * len as u64 > memory.peak {
-            memory.held -= idle.remove(0).bytes();
+        if let Some(pages) = blocks.cut(room, true) {
+            return HostBuffer::over(Block::Pages(pages), len, Arc::downgrade(self));
         }
-        drop(blocks);
-        let block = Block::new(len);
-        self.blocks().memory.held += block.bytes();
+        let MemoryUse { held, peak, .. } = blocks.memory;
+        let excess = (held + 4 * room as u64).saturating_sub(peak) / 4;
+        blocks.cool((excess as usize).next_multiple_of(GRANULE));
+        let block = blocks.cut(room, false).map(Block::Pages);
+        let block = block.unwrap_or_else(|| Block::new(len));
+        blocks.memory.held += block.bytes();
         HostBuffer::over(block, len, Arc::downgrade(self))
     }
 
@@ -228,16 +359,15 @@ impl Recycler {
         blocks.memory.live -= 4 * len as u64;
         match block {
             Block::Heap(_) => blocks.memory.held -= block.bytes(),
-            Block::Pages(_) => blocks.idle.push(block),
+            Block::Pages(pages) => blocks.put(pages, true),
         }
     }
 
-    /// Lets go of idle blocks and forgets the peak.
+    /// Lets go of idle memory and forgets the peak.
     pub(crate) fn clear(&self) {
         let mut blocks = self.blocks();
-        let Blocks { idle, memory } = &mut *blocks;
-        memory.held -= idle.drain(..).map(|block| block.bytes()).sum::<u64>();
-        memory.peak = memory.live;
+        blocks.cool(usize::MAX);
+        blocks.memory.peak = blocks.memory.live;
     }
 }
 
@@ -245,27 +375,66 @@ impl Recycler {
 mod tests {
     use super::*;
 
+    fn address(buffer: &HostBuffer) -> usize {
+        buffer.values().as_ptr() as usize
+    }
+
     #[test]
-    fn a_block_is_used_again_and_idle_ones_stay_within_the_peak() {
+    fn memory_is_used_again_and_idle_ranges_stay_within_the_peak() {
+        const G: usize = GRANULE;
+        let bytes = |granules: usize| 4 * (granules * G) as u64;
         let recycler = Arc::new(Recycler::default());
-        let address = |b: &HostBuffer| b.values().as_ptr() as usize;
-        let first = recycler.take(100_000);
+        let first = recycler.take(10 * G);
         let at = address(&first);
         assert_eq!(at % 64, 0);
         drop(first);
-        let second = recycler.take(96_000);
-        assert_eq!(address(&second), at);
+        // Two out of one, and one of two.
+        let [second, third] = [recycler.take(4 * G), recycler.take(6 * G)];
+        assert_eq!([address(&second), address(&third)], [at, at + 16 * G]);
+        assert_eq!(recycler.memory(), MemoryUse { live: bytes(10), peak: bytes(10), held: bytes(10) });
         drop(second);
-        let larger = recycler.take(1_000_000);
-        assert_eq!(recycler.memory(), MemoryUse { live: 4_000_000, peak: 4_000_000, held: 4_000_000 });
-        let both = [recycler.take(500_000), larger];
-        assert_eq!(recycler.memory().peak, 6_000_000);
-        drop(both);
-        // Room for what is asked for next to the idle half; the older idle block makes way.
-        let third = recycler.take(400_000);
-        assert_eq!(recycler.memory(), MemoryUse { live: 1_600_000, peak: 6_000_000, held: 5_600_000 });
         drop(third);
+        let whole = recycler.take(10 * G - 100);
+        assert_eq!(address(&whole), at);
+        drop(whole);
+        // What is too small makes way, as far as there is no room beside it.
+        let fourth = recycler.take(5 * G);
+        let larger = recycler.take(6 * G);
+        assert_eq!(recycler.memory(), MemoryUse { live: bytes(11), peak: bytes(11), held: bytes(11) });
+        drop(fourth);
+        drop(larger);
         recycler.clear();
         assert_eq!(recycler.memory(), MemoryUse::default());
+        assert!(recycler.blocks().idle.is_empty());
+    }
+
+    #[test]
+    fn nobody_has_the_same_memory_at_the_same_time() {
+        let recycler = Arc::new(Recycler::default());
+        let mut state = 1_u64;
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as usize % below
+        };
+        let mut held: Vec<(HostBuffer, f32)> = Vec::new();
+        for turn in 0..2000 {
+            if held.len() < 12 && random(3) > 0 {
+                let mut buffer = recycler.take(1 + random(20 * GRANULE));
+                buffer.values_mut().fill(turn as f32);
+                held.push((buffer, turn as f32));
+            } else if !held.is_empty() {
+                let (buffer, value) = held.swap_remove(random(held.len()));
+                assert!(buffer.values().iter().all(|v| *v == value));
+            }
+            if random(100) == 0 {
+                recycler.clear();
+            }
+            let MemoryUse { live, peak, held } = recycler.memory();
+            // Rounding up is all that is beyond the peak.
+            assert!(live <= held && held <= peak + 13 * 4 * GRANULE as u64, "{live} {held} {peak}");
+        }
+        drop(held);
+        recycler.clear();
+        assert!(recycler.memory().held == 0 && recycler.blocks().idle.is_empty());
     }
 }

@@ -12,8 +12,9 @@
 /// take 2 % of the time.
 pub(crate) const BLOCK: usize = 1024;
 
-/// Rows of `x` from which on products are computed this way; fewer are computed as bf16, at the speed of the memory.
-pub(crate) const LEAST_ROWS: usize = 5;
+/// Rows of `x` from which on products are computed this way; fewer are computed as bf16: to round the weight would take longer than
+/// what is gained by it.
+pub(crate) const LEAST_ROWS: usize = 32;
 
 /// Ranges below this count as nothing: their inverse might not be finite.
 const NOTHING: f32 = 1e-30;

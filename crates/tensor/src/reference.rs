@@ -7,7 +7,7 @@ use std::{f64::consts, sync::Arc};
 use half::bf16;
 
 use crate::{
-    Backend, Binary, DType, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
+    Backend, Binary, DType, GroupNorm, Mask, Padding, Precision, Shape, Tensor, Unary, Weight,
     host::{HostBuffer, values},
     int8::{self, Activation, WeightScale},
 };
@@ -175,7 +175,10 @@ impl Backend for Reference {
                 let score = |key: usize| {
                     let product: f64 =
                         (0..d).map(|i| element(&q_scaled, query, head, i) * element(&k, key, head, i)).sum();
-                    let shift = if let Mask::Bias(b) = mask { values(b)[(head * lq + query) * lk + key] } else { 0.0 };
+                    let shift = match mask {
+                        Mask::Relative(shifts) => values(shifts)[head * (lq + lk - 1) + key + lq - 1 - query],
+                        Mask::None | Mask::Causal => 0.0,
+                    };
                     product + f64::from(shift) * consts::LOG2_E
                 };
                 let scores: Vec<f64> = (0..seen).map(score).collect();
@@ -232,7 +235,8 @@ impl Backend for Reference {
         })
     }
 
-    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
+    fn group_norm(&self, x: &Tensor, norm: GroupNorm<'_>) -> Tensor {
+        let GroupNorm { groups, weight, bias, eps } = norm;
         let channels = x.shape()[2];
         let per_group = channels / groups;
         let (w, b) = (values(weight), values(bias));

@@ -5,7 +5,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Backend, Binary, Mask, Padding, Precision, Qkv, Shape, Unary, Weight};
+use crate::{Backend, Binary, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Unary, Weight};
 
 /// Elements on a backend, opaque to all others.
 pub type Buffer = Arc<dyn Any + Send + Sync>;
@@ -88,13 +88,22 @@ impl Tensor {
         self.backend.linear_unary(self, weight, bias, f)
     }
 
-    /// `self + gate · (x·Wᵀ + bias)`: the end of a residual branch; `gate [out]`.
+    /// `self + gate · (x·Wᵀ + bias)`: the end of a residual branch; `gate [out]`. The columns of x lie in several tensors,
+    /// side by side, or in one.
     #[track_caller]
-    pub fn linear_gated_add(&self, gate: &Self, x: &Self, weight: &Weight, bias: Option<&Self>) -> Self {
-        x.check_linear(weight, bias);
-        let out = x.shape.with_last(weight.out_features());
-        assert!(self.shape == out, "the residual is {}, the branch {out}", self.shape);
-        assert!(gate.shape == Shape::new(&[out.last()]), "the gate is {}, the branch {out}", gate.shape);
+    pub fn linear_gated_add(&self, gate: &Self, x: &[&Self], weight: &Weight, bias: Option<&Self>) -> Self {
+        let columns: usize = x.iter().map(|part| part.shape.last()).sum();
+        assert!(
+            columns == weight.row_len() && self.shape.last() == weight.out_features(),
+            "{columns} columns, a residual of {} and a weight of {}",
+            self.shape,
+            weight.shape()
+        );
+        for part in x {
+            assert!(part.shape == self.shape.with_last(part.shape.last()), "{} beside {}", part.shape, self.shape);
+        }
+        Self::check_bias(weight, bias);
+        self.check_row(gate);
         self.backend.linear_gated_add(self, gate, x, weight, bias)
     }
 
@@ -134,8 +143,9 @@ impl Tensor {
         match mask {
             Mask::None => {}
             Mask::Causal => assert!(lq == lk, "a causal mask needs as many queries ({lq}) as keys ({lk})"),
-            Mask::Bias(bias) => {
-                assert!(bias.shape == [heads, lq, lk].into(), "bias {} for {lq}×{lk} scores", bias.shape);
+            Mask::Relative(shifts) => {
+                let distances = (lq + lk).saturating_sub(1);
+                assert!(shifts.shape == [heads, distances].into(), "shifts {} for {lq}×{lk} scores", shifts.shape);
             }
         }
         self.backend.attention(self, k, v, scale, mask, precision)
@@ -165,13 +175,23 @@ impl Tensor {
         self.backend.conv2d(self, weight, bias, stride, padding)
     }
 
-    /// `self + conv2d(x)`: the end of a residual branch.
+    /// `conv2d(silu(norm(self)))`, stride 1; `residual`, if there is one, is added.
     #[track_caller]
-    pub fn conv2d_add(&self, x: &Self, weight: &Weight, bias: Option<&Self>, stride: usize, padding: Padding) -> Self {
-        x.check_conv2d(1, weight, bias, stride, padding);
-        let out = Shape::from(padding.output(x.shape, weight.shape(), stride));
-        assert!(self.shape == out, "the residual is {}, the branch {out}", self.shape);
-        self.backend.conv2d_add(self, x, weight, bias, stride, padding)
+    pub fn norm_silu_conv2d(
+        &self,
+        norm: GroupNorm<'_>,
+        weight: &Weight,
+        bias: Option<&Self>,
+        padding: Padding,
+        residual: Option<&Self>,
+    ) -> Self {
+        self.check_group_norm(norm);
+        self.check_conv2d(1, weight, bias, 1, padding);
+        if let Some(residual) = residual {
+            let out = Shape::from(padding.output(self.shape, weight.shape(), 1));
+            assert!(residual.shape == out, "the residual is {}, the branch {out}", residual.shape);
+        }
+        self.backend.norm_silu_conv2d(self, norm, weight, bias, padding, residual)
     }
 
     /// `conv2d(upsample_nearest_2x(self))`, stride 1.
@@ -221,20 +241,13 @@ impl Tensor {
 
     /// Group norm over a picture `[H, W, C]`.
     #[track_caller]
-    pub fn group_norm(&self, groups: usize, weight: &Self, bias: &Self, eps: f32) -> Self {
-        self.check_group_norm(groups, weight, bias);
-        self.backend.group_norm(self, groups, weight, bias, eps)
-    }
-
-    /// `silu(group_norm(x))`.
-    #[track_caller]
-    pub fn group_norm_silu(&self, groups: usize, weight: &Self, bias: &Self, eps: f32) -> Self {
-        self.check_group_norm(groups, weight, bias);
-        self.backend.group_norm_silu(self, groups, weight, bias, eps)
+    pub fn group_norm(&self, norm: GroupNorm<'_>) -> Self {
+        self.check_group_norm(norm);
+        self.backend.group_norm(self, norm)
     }
 
     #[track_caller]
-    fn check_group_norm(&self, groups: usize, weight: &Self, bias: &Self) {
+    fn check_group_norm(&self, GroupNorm { groups, weight, bias, .. }: GroupNorm<'_>) {
         assert!(self.shape.rank() == 3, "group norm takes [H, W, C], not {}", self.shape);
         assert!(
             groups > 0 && self.shape[2].is_multiple_of(groups),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tensor::{
-    Backend, Bytes, DType, Mask, Padding, Precision, Rows, Scale, Tensor, Unary, Weight,
+    Backend, Bytes, DType, GroupNorm, Mask, Padding, Precision, Rows, Scale, Tensor, Unary, Weight,
     cpu::{Cpu, Level},
     dry_run::DryRun,
 };
@@ -40,7 +40,8 @@ fn compare(level: Level, what: &str, work: impl Fn(&Arc<dyn Backend>, &dyn Fn())
     let taken = cpu.memory().peak - before.get();
     assert!(taken <= counted, "{what} on {level:?}: {taken} bytes were taken, {counted} counted");
     assert!(10 * taken >= 7 * counted, "{what} on {level:?}: {taken} bytes were taken, but {counted} counted");
-    assert!(cpu.memory().held <= cpu.memory().peak + 64 * 1024, "{what}: {:?}", cpu.memory());
+    // Each of some blocks is rounded up to 64 KiB.
+    assert!(cpu.memory().held <= cpu.memory().peak + 8 * 64 * 1024, "{what}: {:?}", cpu.memory());
 }
 
 #[test]
@@ -58,13 +59,16 @@ fn no_operation_takes_more_than_the_dry_run_counts() {
                 let (x, w) = (zeros(backend, &[300, 512]), weight(&[768, 512], precision));
                 let (residual, gate) = (zeros(backend, &[300, 768]), zeros(backend, &[768]));
                 start();
-                residual.linear_gated_add(&gate, &x, &w, None);
+                residual.linear_gated_add(&gate, &[&x], &w, None);
             });
             for (kernel, stride) in [(3, 1), (1, 1), (3, 2)] {
                 compare(level, &format!("a convolution of {kernel} in {precision}"), |backend, start| {
                     let (x, w) = (zeros(backend, &[40, 50, 64]), weight(&[96, 64, kernel, kernel], precision));
+                    let row = zeros(backend, &[64]);
+                    let norm = GroupNorm { groups: 32, weight: &row, bias: &row, eps: 1e-6 };
                     start();
                     x.conv2d(&w, None, stride, Padding::all(kernel / 2));
+                    x.norm_silu_conv2d(norm, &w, None, Padding::all(kernel / 2), None);
                 });
             }
         }
@@ -81,7 +85,8 @@ fn no_operation_takes_more_than_the_dry_run_counts() {
             let x = zeros(backend, &[30, 40, 64]);
             let row = zeros(backend, &[64]);
             start();
-            let y = x.group_norm_silu(32, &row, &row, 1e-6).upsample_nearest_2x();
+            let norm = GroupNorm { groups: 32, weight: &row, bias: &row, eps: 1e-6 };
+            let y = x.group_norm(norm).upsample_nearest_2x();
             let y = y.slice(0, 3, 20).permute(&[2, 0, 1]).reshape([64 * 20, 80]);
             Tensor::concat(&[&y, &y], 0).layer_norm(1e-6).add(&zeros(backend, &[80]));
         });

@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use tensor::{Backend, Binary, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight};
+use tensor::{Backend, Binary, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight};
 
 /// Seconds by kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -109,8 +109,8 @@ impl Backend for Timed {
         precision: Precision,
     ) -> Tensor {
         let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
-        let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
-        let mask = bias.as_ref().map_or(mask, Mask::Bias);
+        let shifts = if let Mask::Relative(shifts) = mask { Some(Self::open(shifts)) } else { None };
+        let mask = shifts.as_ref().map_or(mask, Mask::Relative);
         self.wrap(q, Kind::Attention, || self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
     }
 
@@ -129,18 +129,20 @@ impl Backend for Timed {
         self.wrap(angles, Kind::Attention, || self.inner.joint_attention(&inner, heads, &inner_angles, eps, precision))
     }
 
-    fn conv2d_add(
+    fn norm_silu_conv2d(
         &self,
-        residual: &Tensor,
         x: &Tensor,
+        norm: GroupNorm<'_>,
         weight: &Weight,
         bias: Option<&Tensor>,
-        stride: usize,
         padding: Padding,
+        residual: Option<&Tensor>,
     ) -> Tensor {
-        let ([inner_residual, inner], bias) = ([residual, x].map(Self::open), bias.map(Self::open));
+        let [gain, offset, inner] = [norm.weight, norm.bias, x].map(Self::open);
+        let norm = GroupNorm { weight: &gain, bias: &offset, ..norm };
+        let [bias, residual] = [bias, residual].map(|tensor| tensor.map(Self::open));
         self.wrap(x, Kind::Conv, || {
-            self.inner.conv2d_add(&inner_residual, &inner, weight, bias.as_ref(), stride, padding)
+            self.inner.norm_silu_conv2d(&inner, norm, weight, bias.as_ref(), padding, residual.as_ref())
         })
     }
 
@@ -164,9 +166,10 @@ impl Backend for Timed {
         self.wrap(x, Kind::Other, || self.inner.rms_norm(&inner, &weight, eps))
     }
 
-    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        let [inner, weight, bias] = [x, weight, bias].map(Self::open);
-        self.wrap(x, Kind::Other, || self.inner.group_norm(&inner, groups, &weight, &bias, eps))
+    fn group_norm(&self, x: &Tensor, norm: GroupNorm<'_>) -> Tensor {
+        let [inner, weight, bias] = [x, norm.weight, norm.bias].map(Self::open);
+        let norm = GroupNorm { weight: &weight, bias: &bias, ..norm };
+        self.wrap(x, Kind::Other, || self.inner.group_norm(&inner, norm))
     }
 
     fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
@@ -218,15 +221,14 @@ impl Backend for Timed {
         &self,
         residual: &Tensor,
         gate: &Tensor,
-        x: &Tensor,
+        x: &[&Tensor],
         weight: &Weight,
         bias: Option<&Tensor>,
     ) -> Tensor {
-        let [inner_residual, gate, inner] = [residual, gate, x].map(Self::open);
-        let bias = bias.map(Self::open);
-        self.wrap(x, Kind::Linear, || {
-            self.inner.linear_gated_add(&inner_residual, &gate, &inner, weight, bias.as_ref())
-        })
+        let [inner, gate] = [residual, gate].map(Self::open);
+        let parts: Vec<_> = x.iter().map(|part| Self::open(part)).collect();
+        let (parts, bias) = (parts.iter().collect::<Vec<_>>(), bias.map(Self::open));
+        self.wrap(residual, Kind::Linear, || self.inner.linear_gated_add(&inner, &gate, &parts, weight, bias.as_ref()))
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
@@ -250,11 +252,6 @@ impl Backend for Timed {
     ) -> Tensor {
         let [inner, weight, angles] = [x, weight, angles].map(Self::open);
         self.wrap(x, Kind::Other, || self.inner.qk_norm_rope(&inner, start, heads, &weight, &angles, eps))
-    }
-
-    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        let [inner, weight, bias] = [x, weight, bias].map(Self::open);
-        self.wrap(x, Kind::Other, || self.inner.group_norm_silu(&inner, groups, &weight, &bias, eps))
     }
 }
 

@@ -237,16 +237,10 @@ impl T5 {
         Ok(x.rms_norm(&self.final_layer_norm, self.config.layer_norm_epsilon))
     }
 
-    /// The learned bias of each pair of positions, `[heads, length, length]`.
+    /// The learned bias of each distance from −(length − 1) to length − 1, `[heads, 2 · length − 1]`.
     fn position_bias(&self, backend: &Arc<dyn Backend>, length: usize) -> Tensor {
-        let buckets: Vec<u32> = (0..length)
-            .flat_map(|query| (0..length).map(move |key| key as i64 - query as i64))
-            .map(|relative| self.bucket(relative))
-            .collect();
-        let heads = self.config.num_heads;
-        Tensor::embedding(backend, &self.relative_attention_bias, &buckets)
-            .reshape([length, length, heads])
-            .permute(&[2, 0, 1])
+        let buckets: Vec<u32> = (1 - length as i64..length as i64).map(|relative| self.bucket(relative)).collect();
+        Tensor::embedding(backend, &self.relative_attention_bias, &buckets).permute(&[1, 0])
     }
 
     /// Half of the buckets for each direction; of these half exact, half logarithmic up to the maximal distance.
@@ -306,7 +300,7 @@ impl Block {
         let h = x.rms_norm(&self.attention_norm, config.layer_norm_epsilon);
         let heads = |w: &Weight| h.linear(w, None).reshape([tokens, config.num_heads, config.d_kv]);
         let [q, k, v] = [&self.q, &self.k, &self.v].map(heads);
-        let attention = q.attention(&k, &v, 1.0, Mask::Bias(bias), self.q.precision());
+        let attention = q.attention(&k, &v, 1.0, Mask::Relative(bias), self.q.precision());
         let x = x.add(&attention.reshape([tokens, config.num_heads * config.d_kv]).linear(&self.o, None));
 
         let h = x.rms_norm(&self.mlp_norm, config.layer_norm_epsilon);

@@ -80,9 +80,9 @@ impl Stream {
 
     /// The two residual branches after attention: `x [L, d]`, `attention [L, d]`.
     fn finish(&self, x: &Tensor, attention: &Tensor, [first, second]: &[Modulation; 2]) -> Tensor {
-        let x = self.proj.gated_add(x, &first.gate, attention);
+        let x = self.proj.gated_add(x, &first.gate, &[attention]);
         let hidden = self.mlp_0.then(&second.norm(&x), Unary::GeluTanh);
-        self.mlp_2.gated_add(&x, &second.gate, &hidden)
+        self.mlp_2.gated_add(&x, &second.gate, &[&hidden])
     }
 }
 
@@ -157,7 +157,7 @@ impl SingleStreamBlock {
         let attention = Tensor::joint_attention(&[self.norm.of(&qkv)], self.heads, angles, EPS, precision);
         drop(qkv);
         let mlp = self.mlp.then(&normed, Unary::GeluTanh);
-        self.linear2.gated_add(x, &modulation.gate, &Tensor::concat(&[&attention, &mlp], 1))
+        self.linear2.gated_add(x, &modulation.gate, &[&attention, &mlp])
     }
 }
 

@@ -1,6 +1,6 @@
 //! Residual blocks, and the middle with its one wide attention head. Pictures are `[H, W, C]`.
 
-use tensor::{Mask, Tensor};
+use tensor::{GroupNorm, Mask, Tensor};
 
 use super::VaeConfig;
 use crate::{
@@ -30,12 +30,11 @@ impl Norm {
     }
 
     fn forward(&self, x: &Tensor) -> Tensor {
-        x.group_norm(self.groups, &self.weight, &self.bias, EPS)
+        x.group_norm(self.parameters())
     }
 
-    /// `silu(norm(x))`.
-    pub(super) fn silu(&self, x: &Tensor) -> Tensor {
-        x.group_norm_silu(self.groups, &self.weight, &self.bias, EPS)
+    pub(super) fn parameters(&self) -> GroupNorm<'_> {
+        GroupNorm { groups: self.groups, weight: &self.weight, bias: &self.bias, eps: EPS }
     }
 }
 
@@ -65,12 +64,9 @@ impl ResnetBlock {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        let h = self.conv1.same(&self.norm1.silu(x));
-        let h = self.norm2.silu(&h);
-        match &self.nin_shortcut {
-            Some(conv) => self.conv2.same_add(&conv.same(x), &h),
-            None => self.conv2.same_add(x, &h),
-        }
+        let h = self.conv1.norm_silu_same(self.norm1.parameters(), x, None);
+        let shortcut = self.nin_shortcut.as_ref().map(|conv| conv.same(x));
+        self.conv2.norm_silu_same(self.norm2.parameters(), &h, Some(shortcut.as_ref().unwrap_or(x)))
     }
 }
 

@@ -90,7 +90,7 @@ impl Encoder {
             }
         }
         let h = self.mid.forward(&h);
-        let h = self.conv_out.same(&self.norm_out.silu(&h));
+        let h = self.conv_out.norm_silu_same(self.norm_out.parameters(), &h, None);
         self.quant_conv.as_ref().map_or(h.clone(), |conv| conv.same(&h))
     }
 
@@ -192,6 +192,6 @@ impl Decoder {
             }
         }
         observe()?;
-        Ok(self.conv_out.same(&self.norm_out.silu(&h)))
+        Ok(self.conv_out.norm_silu_same(self.norm_out.parameters(), &h, None))
     }
 }

@@ -7,7 +7,9 @@ use std::{
 };
 
 use flux::weights::{Checkpoint, Naming, Weights, safetensors::Header};
-use tensor::{Backend, Binary, Mask, Padding, Precision, Shape, Tensor, Unary, Weight, cpu::Cpu, reference::Reference};
+use tensor::{
+    Backend, Binary, GroupNorm, Mask, Padding, Precision, Shape, Tensor, Unary, Weight, cpu::Cpu, reference::Reference,
+};
 
 /// Both backends that compute.
 pub fn backends() -> [Arc<dyn Backend>; 2] {
@@ -195,8 +197,8 @@ impl Backend for Trace {
         precision: Precision,
     ) -> Tensor {
         let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
-        let bias = if let Mask::Bias(bias) = mask { Some(Self::open(bias)) } else { None };
-        let mask = bias.as_ref().map_or(mask, Mask::Bias);
+        let shifts = if let Mask::Relative(shifts) = mask { Some(Self::open(shifts)) } else { None };
+        let mask = shifts.as_ref().map_or(mask, Mask::Relative);
         self.wrap(q, self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
     }
 
@@ -212,8 +214,9 @@ impl Backend for Trace {
         self.wrap(x, self.inner.rms_norm(&Self::open(x), &Self::open(weight), eps))
     }
 
-    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        self.wrap(x, self.inner.group_norm(&Self::open(x), groups, &Self::open(weight), &Self::open(bias), eps))
+    fn group_norm(&self, x: &Tensor, norm: GroupNorm<'_>) -> Tensor {
+        let [weight, bias] = [norm.weight, norm.bias].map(Self::open);
+        self.wrap(x, self.inner.group_norm(&Self::open(x), GroupNorm { weight: &weight, bias: &bias, ..norm }))
     }
 
     fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
@@ -259,13 +262,14 @@ impl Backend for Trace {
         &self,
         residual: &Tensor,
         gate: &Tensor,
-        x: &Tensor,
+        x: &[&Tensor],
         weight: &Weight,
         bias: Option<&Tensor>,
     ) -> Tensor {
-        let [inner_residual, inner_gate, inner_x] = [residual, gate, x].map(Self::open);
-        let bias = bias.map(Self::open);
-        self.wrap(x, self.inner.linear_gated_add(&inner_residual, &inner_gate, &inner_x, weight, bias.as_ref()))
+        let [inner, gate] = [residual, gate].map(Self::open);
+        let parts: Vec<_> = x.iter().map(|part| Self::open(part)).collect();
+        let (parts, bias) = (parts.iter().collect::<Vec<_>>(), bias.map(Self::open));
+        self.wrap(residual, self.inner.linear_gated_add(&inner, &gate, &parts, weight, bias.as_ref()))
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
@@ -289,7 +293,18 @@ impl Backend for Trace {
         self.wrap(x, self.inner.qk_norm_rope(&inner_x, start, heads, &weight, &angles, eps))
     }
 
-    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        self.wrap(x, self.inner.group_norm_silu(&Self::open(x), groups, &Self::open(weight), &Self::open(bias), eps))
+    fn norm_silu_conv2d(
+        &self,
+        x: &Tensor,
+        norm: GroupNorm<'_>,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        padding: Padding,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
+        let [gain, offset, inner] = [norm.weight, norm.bias, x].map(Self::open);
+        let norm = GroupNorm { weight: &gain, bias: &offset, ..norm };
+        let [bias, residual] = [bias, residual].map(|tensor| tensor.map(Self::open));
+        self.wrap(x, self.inner.norm_silu_conv2d(&inner, norm, weight, bias.as_ref(), padding, residual.as_ref()))
     }
 }

@@ -40,15 +40,15 @@ const HEADROOM: f32 = 60.0;
 /// The most rows that a tile has on any machine.
 const MAX_ROWS: usize = 12;
 
-/// Which keys are seen, with the elements of a bias.
+/// Which keys are seen, with what shifts their scores.
 #[derive(Clone, Copy)]
 pub(super) enum Seen<'a> {
     /// All.
     All,
     /// Query `i` sees keys `0..=i`.
     Causal,
-    /// All, their scores shifted by `[heads, queries, keys]`.
-    Biased(&'a [f32]),
+    /// All, their scores shifted by `[heads, queries + keys − 1]`: element `key − query + queries − 1`.
+    Shifted(&'a [f32]),
 }
 
 /// Where the heads of all tokens are: those of each stream, one stream after the other.
@@ -405,10 +405,11 @@ impl Kernel for Group<'_> {
 #[derive(Clone, Copy)]
 struct Shift {
     at: *const f32,
-    step: usize,
+    step: isize,
 }
 
-/// The shift of the scores of `rows` and the panel `index`, if it has one: a part of the bias itself, or made in `room`.
+/// The shift of the scores of `rows` and the panel `index`, if it has one: as it lies, one element further back for each row, or
+/// made in `room`.
 #[inline(always)]
 fn shift<V: Vector>(
     seen: Seen<'_>,
@@ -421,12 +422,13 @@ fn shift<V: Vector>(
     let Sizes { queries, keys, panel, .. } = *sizes;
     let first = index * panel;
     let whole = first + panel <= keys;
+    let shifts_of = |row: usize, key: usize| head * (queries + keys - 1) + key + queries - 1 - row;
     match seen {
         Seen::All if whole => return None,
         Seen::Causal if whole && first + panel <= rows.start + 1 => return None,
-        Seen::Biased(bias) if whole => {
-            let start = (head * queries + rows.start) * keys + first;
-            return Some(Shift { at: bias[start..start + (rows.len() - 1) * keys + panel].as_ptr(), step: keys });
+        Seen::Shifted(shifts) if whole => {
+            let last_row = &shifts[shifts_of(rows.end - 1, first)..][..rows.len() - 1 + panel];
+            return Some(Shift { at: last_row[rows.len() - 1..].as_ptr(), step: -1 });
         }
         _ => {}
     }
@@ -437,14 +439,12 @@ fn shift<V: Vector>(
         };
         let visible = seen_keys.saturating_sub(first).min(panel);
         match seen {
-            Seen::Biased(bias) => {
-                to[..visible].copy_from_slice(&bias[(head * queries + row) * keys + first..][..visible]);
-            }
+            Seen::Shifted(shifts) => to[..visible].copy_from_slice(&shifts[shifts_of(row, first)..][..visible]),
             _ => to[..visible].fill(0.0),
         }
         to[visible..].fill(UNSEEN);
     }
-    Some(Shift { at: room.as_ptr(), step: panel })
+    Some(Shift { at: room.as_ptr(), step: panel as isize })
 }
 
 /// Makes the number of rows a constant.
@@ -541,13 +541,6 @@ impl Scores {
         let mut scores = [[V::splat(0.0); 2]; R];
         // SAFETY: all indices are within what the caller promises.
         unsafe {
-            if let Some(Shift { at, step }) = self.shift {
-                // Rows of a bias lie far apart and come from afar.
-                for r in 0..R {
-                    V::prefetch(at.wrapping_add(r * step));
-                    V::prefetch(at.wrapping_add(r * step + V::LANES));
-                }
-            }
             for _ in 0..words {
                 let [k0, k1] = [V::load(k), V::load(k.add(V::LANES))];
                 for_rows!(R, r => {
@@ -561,7 +554,7 @@ impl Scores {
             if let Some(Shift { at, step }) = self.shift {
                 let log2e = V::splat(LOG2_E);
                 for_rows!(R, r => {
-                    let at = at.add(r * step);
+                    let at = at.offset(r as isize * step);
                     scores[r][0] = V::load(at).mul_add(log2e, scores[r][0]);
                     scores[r][1] = V::load(at.add(V::LANES)).mul_add(log2e, scores[r][1]);
                 });

@@ -2,17 +2,20 @@
 //!
 //! A task takes some pixels of a few output rows. It lays the input rows they see on their side, `[word][pixel]`, so that the
 //! strip of a tap is the strip of its neighbour one element further: no patch is ever copied. With a stride, pixels are
-//! sorted by their remainder first, and a picture that is to be doubled is read at half the coordinates. The kernel is packed into panels, `[panel][tap][word][column]`, once per call.
+//! sorted by their remainder first, a picture that is to be doubled is read at half the coordinates, and one that is to be normed is normed
+//! while it is read. The kernel is packed into panels, `[panel][tap][word][column]`, once per call.
 
 use super::{
     Cpu,
     arch::{Kernel, Vector},
+    math,
     matmul::Epilogue,
+    norm::Line,
     pack::{self, Factors, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::Tile,
 };
-use crate::{Padding, Weight, host::HostBuffer};
+use crate::{Padding, Unary, Weight, host::HostBuffer};
 
 /// Output pixels of a row that a task takes, at most.
 const PIXELS: usize = 64;
@@ -25,8 +28,17 @@ const INPUT: usize = 1 << 17;
 pub(super) struct Input<'a> {
     pub(super) x: &'a [f32],
     pub(super) picture: [usize; 3],
-    /// Whether `x` has only every second pixel of every second row, and each stands for four.
-    pub(super) doubled: bool,
+    pub(super) before: Before<'a>,
+}
+
+/// What a picture goes through before it is convolved, while it is read.
+#[derive(Clone, Copy)]
+pub(super) enum Before<'a> {
+    Nothing,
+    /// `x` has only every second pixel of every second row, and each stands for four.
+    Double,
+    /// A group norm whose statistics are known, then SiLU.
+    NormSilu(&'a Line),
 }
 
 /// Sizes, all in elements of their own kind.
@@ -80,7 +92,7 @@ impl Cpu {
         stride: usize,
         padding: Padding,
     ) -> HostBuffer {
-        let Input { x, picture: [height, width, channels], doubled } = input;
+        let Input { x, picture: [height, width, channels], before } = input;
         let [height_out, width_out, out] = padding.output([height, width, channels].into(), weight.shape(), stride);
         let mut y = self.buffer(height_out * width_out * out);
         if y.values().is_empty() {
@@ -96,7 +108,7 @@ impl Cpu {
             height,
             width,
             channels,
-            halved: u32::from(doubled),
+            halved: u32::from(matches!(before, Before::Double)),
             kernel_height,
             kernel_width,
             out,
@@ -126,8 +138,8 @@ impl Cpu {
         let out_y = Shared::new(y.values_mut());
         self.threads.for_each(height_out.div_ceil(geometry.rows) * across, work, |task| {
             let (row, pixel) = (task / across * geometry.rows, task % across * pixels);
-            with_scratch(input_len + MAX_LANES * words + MAX_LANES.max(words), |scratch| {
-                self.simd.run(Pixels { geometry, x, panels, row, pixel, scratch, y: out_y, epilogue });
+            with_scratch(input_len + MAX_LANES * words + MAX_LANES.max(words) + channels, |scratch| {
+                self.simd.run(Pixels { geometry, x, before, panels, row, pixel, scratch, y: out_y, epilogue });
             });
         });
         drop(packed);
@@ -184,6 +196,7 @@ impl Kernel for PackPanel<'_> {
 struct Pixels<'a> {
     geometry: Geometry,
     x: &'a [f32],
+    before: Before<'a>,
     panels: &'a [f32],
     /// The first of them.
     row: usize,
@@ -197,13 +210,13 @@ impl Kernel for Pixels<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { geometry, x, panels, row, pixel, scratch, y, epilogue } = self;
-        let Geometry { out, height_out, width_out, stride, factors, words, room, .. } = geometry;
+        let Self { geometry, x, before, panels, row, pixel, scratch, y, epilogue } = self;
+        let Geometry { channels, out, height_out, width_out, stride, factors, words, room, .. } = geometry;
         let rows = geometry.rows.min(height_out - row);
         let pixels = geometry.pixels.min(width_out - pixel);
-        let (spare, input) = scratch.split_at_mut(MAX_LANES * words + MAX_LANES.max(words));
+        let (spare, input) = scratch.split_at_mut(MAX_LANES * words + MAX_LANES.max(words) + channels);
         for (i, to) in input.chunks_exact_mut(geometry.row_len()).take(geometry.input_rows(rows)).enumerate() {
-            geometry.lay_down::<V>(x, row * stride + i, pixel * stride, spare, to);
+            geometry.lay_down::<V>(x, before, row * stride + i, pixel * stride, spare, to);
         }
 
         let panel = 2 * V::LANES;
@@ -254,7 +267,15 @@ impl Geometry {
     /// Lays an input row on its side, from pixel `first` on: `[remainder][word][pixel]`. Coordinates count from the
     /// padding's edge; what is outside of the picture is zero.
     #[inline(always)]
-    fn lay_down<V: Vector>(&self, x: &[f32], row: usize, first: usize, spare: &mut [f32], to: &mut [f32]) {
+    fn lay_down<V: Vector>(
+        &self,
+        x: &[f32],
+        before: Before<'_>,
+        row: usize,
+        first: usize,
+        spare: &mut [f32],
+        to: &mut [f32],
+    ) {
         let Self { height, width, channels, halved, stride, padding, factors, words, room, .. } = *self;
         let row = row.wrapping_sub(padding.top);
         if row >= height {
@@ -263,6 +284,7 @@ impl Geometry {
         }
         let stored = (width >> halved) * channels;
         let picture = &x[(row >> halved) * stored..][..stored];
+        let (normed, spare) = spare.split_at_mut(channels);
         let (zeros, words_of_pixels) = spare.split_at_mut(MAX_LANES.max(words));
         zeros.fill(0.0);
         for (remainder, to) in to.chunks_exact_mut((words * room).max(1)).enumerate() {
@@ -272,10 +294,15 @@ impl Geometry {
                     let column = (first + (at_pixel + lane) * stride + remainder).wrapping_sub(padding.left);
                     if column < width {
                         let pixel = &picture[(column >> halved) * channels..][..channels];
-                        *at = if factors == Factors::F32 {
+                        let row = &mut words_of_pixels[lane * words..][..words];
+                        *at = if let Before::NormSilu(line) = before {
+                            line.apply::<V>(pixel, normed);
+                            math::apply::<V>(Unary::Silu, normed);
+                            pack::to_words::<V>(factors, normed, row);
+                            row.as_ptr()
+                        } else if factors == Factors::F32 {
                             pixel.as_ptr()
                         } else {
-                            let row = &mut words_of_pixels[lane * words..][..words];
                             pack::to_words::<V>(factors, pixel, row);
                             row.as_ptr()
                         };

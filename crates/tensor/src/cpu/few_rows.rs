@@ -6,8 +6,9 @@ use std::ops::Range;
 use super::{
     Cpu,
     arch::{Kernel, Vector, VectorSlice},
+    blocks,
     matmul::Epilogue,
-    pack::{self, Factors},
+    pack::Joined,
     parallel::Shared,
 };
 use crate::{DType, Precision, StoredRow, Weight};
@@ -26,18 +27,17 @@ impl Cpu {
     pub(super) fn multiply_few_rows(
         &self,
         m: usize,
-        x: &[f32],
+        x: Joined<'_>,
         weight: &Weight,
         epilogue: Epilogue<'_>,
         y: Shared<'_>,
     ) {
         let (n, k) = (weight.out_features(), weight.row_len());
-        let rounded = (weight.precision() != Precision::F32).then(|| {
-            let mut rounded = vec![0.0; x.len()];
-            self.simd.run(Round { numbers: x, to: &mut rounded });
-            rounded
-        });
-        let x = rounded.as_deref().unwrap_or(x);
+        let mut x = x.join();
+        if weight.precision() != Precision::F32 {
+            self.simd.run(Round(&mut x));
+        }
+        let x = &x;
         let columns = n.div_ceil(4 * self.threads.count()).next_multiple_of(4).min(COLUMNS);
         // Reading the weight takes the time of some products.
         let work = (m * n * (k + 1)).max(4 * n * k);
@@ -49,16 +49,15 @@ impl Cpu {
 }
 
 /// Rounds to bf16, in f32.
-struct Round<'a> {
-    numbers: &'a [f32],
-    to: &'a mut [f32],
-}
+struct Round<'a>(&'a mut [f32]);
 
 impl Kernel for Round<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        pack::to_words::<V>(Factors::RoundedF32, self.numbers, self.to);
+        for numbers in self.0.chunks_mut(V::LANES) {
+            V::from_slice(numbers).round_to_bf16().to_slice(numbers);
+        }
     }
 }
 
@@ -145,15 +144,16 @@ impl<const R: usize> Few<'_, R> {
     fn dots<V: Vector, const M: usize>(&self, x: &[f32]) -> [[f32; R]; M] {
         let mut sums = [[V::splat(0.0); R]; M];
         // The format is known outside of the loop: one loop for each.
-        match self.rows[0].dtype {
+        let done = match self.rows[0].dtype {
             DType::F32 => self.add_plain::<V, M>(DType::F32, x, &mut sums),
             DType::F16 => self.add_plain::<V, M>(DType::F16, x, &mut sums),
             DType::BF16 => self.add_plain::<V, M>(DType::BF16, x, &mut sums),
             DType::F8E4M3 => self.add_plain::<V, M>(DType::F8E4M3, x, &mut sums),
             DType::F8E5M2 => self.add_plain::<V, M>(DType::F8E5M2, x, &mut sums),
             DType::I8 => self.add_plain::<V, M>(DType::I8, x, &mut sums),
-            _ => self.add_decoded::<V, M>(0, x, &mut sums),
-        }
+            _ => 0,
+        };
+        self.add_decoded::<V, M>(done, x, &mut sums);
         let mut dots = [[0.0; R]; M];
         for (dots, sums) in dots.iter_mut().zip(sums) {
             for (dot, sum) in dots.iter_mut().zip(sums) {
@@ -163,9 +163,9 @@ impl<const R: usize> Few<'_, R> {
         dots
     }
 
-    /// For formats of which vectors can be decoded.
+    /// For formats of which vectors can be decoded: all whole vectors. Gives where they end.
     #[inline(always)]
-    fn add_plain<V: Vector, const M: usize>(&self, dtype: DType, x: &[f32], sums: &mut [[V; R]; M]) {
+    fn add_plain<V: Vector, const M: usize>(&self, dtype: DType, x: &[f32], sums: &mut [[V; R]; M]) -> usize {
         let k = x.len() / M;
         let whole = k - k % V::LANES;
         assert!(self.rows.iter().all(|row| row.bytes.len() == dtype.bytes(k)), "rows do not fit");
@@ -178,10 +178,10 @@ impl<const R: usize> Few<'_, R> {
                 self.add(w, r, at, V::LANES, x, sums);
             }
         }
-        self.add_decoded(whole, x, sums);
+        whole
     }
 
-    /// For all formats: the elements from `start` on.
+    /// The elements from `start` on: all of formats with blocks, of others what is left.
     #[inline(always)]
     fn add_decoded<V: Vector, const M: usize>(&self, start: usize, x: &[f32], sums: &mut [[V; R]; M]) {
         let k = x.len() / M;
@@ -189,7 +189,11 @@ impl<const R: usize> Few<'_, R> {
         for start in (start..k).step_by(CHUNK) {
             let decoded = &mut decoded[..CHUNK.min(k - start)];
             for (r, row) in self.rows.iter().enumerate() {
-                pack::decode::<V>(*row, start, decoded);
+                if row.dtype.block() > 1 {
+                    blocks::decode::<V>(*row, start, decoded);
+                } else {
+                    row.decode(start, decoded);
+                }
                 for (i, numbers) in decoded.chunks(V::LANES).enumerate() {
                     self.add(V::from_slice(numbers), r, start + i * V::LANES, numbers.len(), x, sums);
                 }

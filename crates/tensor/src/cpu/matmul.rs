@@ -12,7 +12,7 @@ use super::{
     arch::{Kernel, Vector, VectorSlice},
     few_rows::FEW,
     math,
-    pack::{self, Ahead, BLOCK, Factors, MAX_LANES, Strips},
+    pack::{self, Ahead, BLOCK, Factors, Joined, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::Tile,
 };
@@ -57,6 +57,24 @@ pub(super) enum Then<'a> {
 }
 
 impl Epilogue<'_> {
+    /// Asks the memory for what [`Epilogue::finish`] reads and writes in the rows `rows` of `y`: without it, a store waits for
+    /// each line of the result.
+    #[inline(always)]
+    pub(super) fn fetch<V: Vector>(&self, y: Shared<'_>, rows: Range<usize>, width: usize, columns: Range<usize>) {
+        let residual = match self.then {
+            Then::Nothing | Then::Unary(_) => None,
+            Then::GatedAdd { residual, .. } | Then::Add { residual } => Some(residual),
+        };
+        for row in rows {
+            for column in columns.clone().step_by(V::LANES) {
+                V::prefetch_far(y.at(row * width + column).cast());
+                if let Some(residual) = residual {
+                    V::prefetch_far(residual[row * width + column..].as_ptr().cast());
+                }
+            }
+        }
+    }
+
     /// Finishes the elements `columns` of row `row`, of `width` in all.
     #[inline(always)]
     pub(super) fn finish<V: Vector>(&self, y: &mut [f32], row: usize, width: usize, columns: Range<usize>) {
@@ -86,8 +104,8 @@ impl Epilogue<'_> {
 }
 
 impl Cpu {
-    /// `y [m, out] = epilogue(x [m, in] · weightᵀ)`.
-    pub(super) fn matmul(&self, m: usize, x: &[f32], weight: &Weight, epilogue: Epilogue<'_>) -> HostBuffer {
+    /// `y [m, out] = epilogue(x [m, in] · weightᵀ)`; the columns of x are those of its parts, side by side.
+    pub(super) fn matmul(&self, m: usize, x: &[&[f32]], weight: &Weight, epilogue: Epilogue<'_>) -> HostBuffer {
         let (n, k) = (weight.out_features(), weight.row_len());
         let mut y = self.buffer(m * n);
         if m * n == 0 {
@@ -95,6 +113,7 @@ impl Cpu {
         }
         let work = m * n * (k + 1);
         let out = Shared::new(y.values_mut());
+        let x = Joined::new(x, m);
         if m <= FEW {
             self.multiply_few_rows(m, x, weight, epilogue, out);
             return y;
@@ -111,8 +130,7 @@ impl Cpu {
         let packed_x = Shared::new(packed.values_mut());
         self.threads.for_each(strips.count(), m * k, |strip| {
             let rows = strips.rows(strip);
-            let x = &x[rows.start * k..rows.end * k];
-            with_scratch(BLOCK * rows.len(), |scratch| {
+            with_scratch(BLOCK * (rows.len() + 2), |scratch| {
                 self.simd.run(PackRows { x, k, m, factors, rows, scratch, to: packed_x });
             });
         });
@@ -191,7 +209,7 @@ impl Division {
 
 /// Packs one strip of `x`, all blocks: block by block for all strips, so that a task reads it from start to end.
 struct PackRows<'a> {
-    x: &'a [f32],
+    x: Joined<'a>,
     k: usize,
     m: usize,
     factors: Factors,
@@ -205,16 +223,17 @@ impl Kernel for PackRows<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Self { x, k, m, factors, rows, scratch, to } = self;
+        let (spare, scratch) = scratch.split_at_mut(2 * BLOCK);
         for block in pack::blocks(factors.words(k)) {
             let words = block.len();
             let elements = block.start * factors.per_word()..(block.end * factors.per_word()).min(k);
             let mut at = [std::ptr::null(); MAX_LANES];
             for ((row, at), scratch) in at[..rows.len()].iter_mut().enumerate().zip(scratch.chunks_exact_mut(BLOCK)) {
-                let numbers = &x[row * k..][elements.clone()];
+                let row = rows.start + row;
                 *at = if factors == Factors::F32 {
-                    numbers.as_ptr()
+                    x.elements(row, elements.clone(), scratch).as_ptr()
                 } else {
-                    pack::to_words::<V>(factors, numbers, &mut scratch[..words]);
+                    pack::to_words::<V>(factors, x.elements(row, elements.clone(), spare), &mut scratch[..words]);
                     scratch.as_ptr()
                 };
             }
@@ -280,6 +299,9 @@ impl Kernel for Task<'_> {
                 let rows = strips.rows(strip);
                 let strip = &x[m * block.start + rows.start * words..][..rows.len() * words];
                 let sums = &mut sums[(rows.start - first_row) * all_columns..][..rows.len() * all_columns];
+                if last {
+                    epilogue.fetch::<V>(y, rows.clone(), weight.out_features(), columns.clone());
+                }
                 for (i, sums) in sums.chunks_exact_mut(rows.len() * panel).enumerate() {
                     let tile = Tile {
                         factors,

@@ -12,7 +12,7 @@ use super::{
     arch::{Kernel, Simd, Vector, VectorSlice},
     byte_tile::{ByteTile, PER_PANEL, PanelSums},
     matmul::{Epilogue, Share, store},
-    pack::{self, Ahead, MAX_LANES, Strips},
+    pack::{self, Ahead, Joined, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
     tile::MAX_ROWS,
 };
@@ -62,7 +62,14 @@ fn blocks(len: usize) -> impl Iterator<Item = Range<usize>> {
 
 impl Cpu {
     /// `y [m, out] = epilogue(x [m, in] · weightᵀ)`.
-    pub(super) fn multiply_int8(&self, m: usize, x: &[f32], weight: &Weight, epilogue: Epilogue<'_>, y: Shared<'_>) {
+    pub(super) fn multiply_int8(
+        &self,
+        m: usize,
+        x: Joined<'_>,
+        weight: &Weight,
+        epilogue: Epilogue<'_>,
+        y: Shared<'_>,
+    ) {
         let (n, k) = (weight.out_features(), weight.row_len());
         let words = Words { bytes: self.simd.has_byte_products() };
         let strips = Strips::new(m, self.simd.tile_rows());
@@ -70,8 +77,7 @@ impl Cpu {
         let packed_x = Shared::new(packed.values_mut());
         self.threads.for_each(strips.count(), m * k, |strip| {
             let rows = strips.rows(strip);
-            let x = &x[rows.start * k..rows.end * k];
-            with_scratch(words.of(BLOCK) * rows.len(), |scratch| {
+            with_scratch(words.of(BLOCK) * rows.len() + BLOCK, |scratch| {
                 self.simd.run(PackRows { x, k, m, words, rows, scratch, to: packed_x });
             });
         });
@@ -142,6 +148,21 @@ fn largest<V: Vector>(numbers: &[f32]) -> f32 {
     f32::from_bits(lanes.into_iter().map(f32::to_bits).fold(0, u32::max))
 }
 
+/// The same of bf16 numbers as they are stored, whole vectors of pairs.
+#[inline(always)]
+fn largest_bf16<V: Vector>(bytes: &[u8]) -> f32 {
+    let mut most = [V::splat(0.0); 2];
+    for pairs in bytes.chunks_exact(4 * V::LANES) {
+        // SAFETY: the chunk has as many bytes as a vector.
+        let pairs = unsafe { V::load(pairs.as_ptr().cast()) };
+        // The first number of a pair lies in the low bits of the second's f32: it decides between equals only.
+        most = [most[0].max_magnitude(pairs), most[1].max_magnitude(pairs.low_bf16())];
+    }
+    let mut lanes = [0.0_f32; MAX_LANES];
+    most[0].max_magnitude(most[1]).to_slice(&mut lanes[..V::LANES]);
+    f32::from_bits(lanes.into_iter().map(|lane| lane.to_bits() & 0xffff_0000).fold(0, u32::max))
+}
+
 /// Elements that `m` packed rows of `x` and their rules take.
 pub(super) fn packed_len(m: usize, k: usize, simd: Simd) -> usize {
     let words = Words { bytes: simd.has_byte_products() };
@@ -151,7 +172,7 @@ pub(super) fn packed_len(m: usize, k: usize, simd: Simd) -> usize {
 /// Rounds and packs one strip of `x`: its words, block by block, `[block][strip][word][row]`, then the rules,
 /// `[block][rule][row]`.
 struct PackRows<'a> {
-    x: &'a [f32],
+    x: Joined<'a>,
     k: usize,
     m: usize,
     words: Words,
@@ -165,13 +186,14 @@ impl Kernel for PackRows<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Self { x, k, m, words, rows, scratch, to } = self;
+        let (spare, scratch) = scratch.split_at_mut(BLOCK);
         for (index, block) in blocks(k).enumerate() {
             let len = words.of(block.len());
             let rules = m * (words.of(k) + RULES * index) + rows.start;
             let mut at = [std::ptr::null(); MAX_ROWS];
             let packed = scratch.chunks_exact_mut(words.of(BLOCK));
             for ((row, at), packed) in at[..rows.len()].iter_mut().enumerate().zip(packed) {
-                let numbers = &x[row * k..][block.clone()];
+                let numbers = x.elements(rows.start + row, block.clone(), spare);
                 let [low, high, wrong] = range::<V>(numbers);
                 let rule = Activation::new(low, high, wrong);
                 let sum = words.activations::<V>(rule, numbers, &mut packed[..len]);
@@ -298,6 +320,22 @@ impl Words {
             }
             return stored.scale;
         }
+        if stored.dtype == DType::BF16 && stored.scale == 1.0 && self.bytes && block.len().is_multiple_of(4 * V::LANES)
+        {
+            // The format that most files have, without a detour over memory.
+            let bytes = &stored.bytes[2 * block.start..2 * block.end];
+            let rule = WeightScale::new(largest_bf16::<V>(bytes));
+            let inverse = V::splat(rule.inverse);
+            for (words, bytes) in words.chunks_exact_mut(V::LANES).zip(bytes.chunks_exact(8 * V::LANES)) {
+                // SAFETY: the chunk has four vectors of two bytes each.
+                let part = |i: usize| unsafe { V::decode(DType::BF16, bytes.as_ptr().add(2 * i * V::LANES)) };
+                let [a, b, c, d] = [part(0), part(1), part(2), part(3)];
+                V::signed_bytes([a.mul(inverse), b.mul(inverse), c.mul(inverse), d.mul(inverse)])
+                    .xor(sign)
+                    .to_slice(words);
+            }
+            return rule.scale;
+        }
         let decoded = &mut decoded[..block.len()];
         let rule = if stored.dtype == DType::I8 {
             pack::decode::<V>(StoredRow { scale: 1.0, ..stored }, block.start, decoded);
@@ -383,6 +421,9 @@ impl Kernel for Task<'_> {
                 let strip = &all_words[m * words.of(block.start) + rows.start * len..][..rows.len() * len];
                 let rules = &all_rules[RULES * m * index..][..RULES * m];
                 let sums = &mut sums[(rows.start - first_row) * all_columns..][..rows.len() * all_columns];
+                if last {
+                    epilogue.fetch::<V>(y, rows.clone(), width, columns.clone());
+                }
                 for (i, sums) in sums.chunks_exact_mut(rows.len() * panel).enumerate() {
                     let tile = ByteTile {
                         bytes: words.bytes,

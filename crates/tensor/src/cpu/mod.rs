@@ -32,14 +32,14 @@ pub(crate) use footprint::Footprint;
 use self::{
     arch::Simd,
     attention::{HeadRows, Heads, Seen},
-    conv2d::Input,
+    conv2d::{Before, Input},
     matmul::{Epilogue, Then},
     norm::{Groups, Modulation},
     parallel::Threads,
 };
 pub use crate::host::MemoryUse;
 use crate::{
-    Backend, Binary, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
+    Backend, Binary, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
     host::{HostBuffer, Recycler, View, values},
 };
 
@@ -77,7 +77,7 @@ impl Cpu {
 
     fn product(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, then: Then<'_>) -> Tensor {
         let epilogue = Epilogue { bias: bias.map(values), then };
-        let y = self.matmul(x.shape().rows(), values(x), weight, epilogue);
+        let y = self.matmul(x.shape().rows(), &[values(x)], weight, epilogue);
         x.like(x.shape().with_last(weight.out_features()), y.share())
     }
 }
@@ -116,7 +116,7 @@ impl Backend for Cpu {
         let seen = match mask {
             Mask::None => Seen::All,
             Mask::Causal => Seen::Causal,
-            Mask::Bias(bias) => Seen::Biased(values(bias)),
+            Mask::Relative(shifts) => Seen::Shifted(values(shifts)),
         };
         let sizes = [queries, k.shape()[0], heads, d];
         let streams = [q, k, v]
@@ -128,7 +128,7 @@ impl Backend for Cpu {
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
         let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
         let picture = [x.shape()[0], x.shape()[1], x.shape()[2]];
-        let input = Input { x: values(x), picture, doubled: false };
+        let input = Input { x: values(x), picture, before: Before::Nothing };
         let y = self.convolve(input, weight, epilogue, stride, padding);
         x.like(padding.output(x.shape(), weight.shape(), stride), y.share())
     }
@@ -141,9 +141,8 @@ impl Backend for Cpu {
         x.like(x.shape(), self.rms_norm_rows(values(x), values(weight), eps).share())
     }
 
-    fn group_norm(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        let groups = Groups { count: groups, weight: values(weight), bias: values(bias), eps, silu: false };
-        x.like(x.shape(), self.norm_groups(values(x), groups).share())
+    fn group_norm(&self, x: &Tensor, norm: GroupNorm<'_>) -> Tensor {
+        x.like(x.shape(), self.norm_groups(values(x), Groups::of(norm)).share())
     }
 
     fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
@@ -202,11 +201,14 @@ impl Backend for Cpu {
         &self,
         residual: &Tensor,
         gate: &Tensor,
-        x: &Tensor,
+        x: &[&Tensor],
         weight: &Weight,
         bias: Option<&Tensor>,
     ) -> Tensor {
-        self.product(x, weight, bias, Then::GatedAdd { gate: values(gate), residual: values(residual) })
+        let parts: Vec<&[f32]> = x.iter().map(|part| values(part)).collect();
+        let then = Then::GatedAdd { gate: values(gate), residual: values(residual) };
+        let epilogue = Epilogue { bias: bias.map(values), then };
+        residual.like(residual.shape(), self.matmul(residual.shape().rows(), &parts, weight, epilogue).share())
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
@@ -263,30 +265,29 @@ impl Backend for Cpu {
         x.like([tokens, heads * d], y.share())
     }
 
-    fn conv2d_add(
+    fn norm_silu_conv2d(
         &self,
-        residual: &Tensor,
         x: &Tensor,
+        norm: GroupNorm<'_>,
         weight: &Weight,
         bias: Option<&Tensor>,
-        stride: usize,
         padding: Padding,
+        residual: Option<&Tensor>,
     ) -> Tensor {
-        let epilogue = Epilogue { bias: bias.map(values), then: Then::Add { residual: values(residual) } };
-        let input = Input { x: values(x), picture: [x.shape()[0], x.shape()[1], x.shape()[2]], doubled: false };
-        x.like(residual.shape(), self.convolve(input, weight, epilogue, stride, padding).share())
+        let then = residual.map_or(Then::Nothing, |residual| Then::Add { residual: values(residual) });
+        let epilogue = Epilogue { bias: bias.map(values), then };
+        let picture = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        let line = self.measure_groups(values(x), Groups::of(norm));
+        let input = Input { x: values(x), picture, before: Before::NormSilu(&line) };
+        let y = self.convolve(input, weight, epilogue, 1, padding);
+        x.like(padding.output(x.shape(), weight.shape(), 1), y.share())
     }
 
     fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
         let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
         let picture = [2 * x.shape()[0], 2 * x.shape()[1], x.shape()[2]];
-        let input = Input { x: values(x), picture, doubled: true };
+        let input = Input { x: values(x), picture, before: Before::Double };
         let y = self.convolve(input, weight, epilogue, 1, padding);
         x.like(padding.output(picture.into(), weight.shape(), 1), y.share())
-    }
-
-    fn group_norm_silu(&self, x: &Tensor, groups: usize, weight: &Tensor, bias: &Tensor, eps: f32) -> Tensor {
-        let groups = Groups { count: groups, weight: values(weight), bias: values(bias), eps, silu: true };
-        x.like(x.shape(), self.norm_groups(values(x), groups).share())
     }
 }

@@ -6,10 +6,12 @@
 use super::{
     Cpu,
     arch::{Kernel, Vector, VectorSlice},
-    math,
     parallel::with_scratch,
 };
-use crate::{Unary, host::HostBuffer};
+use crate::{
+    GroupNorm,
+    host::{HostBuffer, values},
+};
 
 /// Pixels whose statistics are taken together.
 const PIXELS: usize = 128;
@@ -28,7 +30,30 @@ pub(super) struct Groups<'a> {
     pub(super) weight: &'a [f32],
     pub(super) bias: &'a [f32],
     pub(super) eps: f32,
-    pub(super) silu: bool,
+}
+
+impl<'a> Groups<'a> {
+    pub(super) fn of(norm: GroupNorm<'a>) -> Self {
+        let GroupNorm { groups, weight, bias, eps } = norm;
+        Self { count: groups, weight: values(weight), bias: values(bias), eps }
+    }
+}
+
+/// What a group norm does to each channel once its statistics are known: `x · factor + offset`.
+pub(super) struct Line {
+    factors: Vec<f32>,
+    offsets: Vec<f32>,
+}
+
+impl Line {
+    /// One pixel's channels.
+    #[inline(always)]
+    pub(super) fn apply<V: Vector>(&self, x: &[f32], y: &mut [f32]) {
+        let constants = self.factors.chunks(V::LANES).zip(self.offsets.chunks(V::LANES));
+        for ((y, x), (factor, offset)) in y.chunks_mut(V::LANES).zip(x.chunks(V::LANES)).zip(constants) {
+            V::from_slice(x).mul_add(V::from_slice(factor), V::from_slice(offset)).to_slice(y);
+        }
+    }
 }
 
 impl Cpu {
@@ -62,9 +87,19 @@ impl Cpu {
     /// Group norm of a picture with as many channels as the groups' weight is long.
     pub(super) fn norm_groups(&self, x: &[f32], groups: Groups<'_>) -> HostBuffer {
         let mut y = self.buffer(x.len());
-        if x.is_empty() {
-            return y;
+        if !x.is_empty() {
+            let line = self.measure_groups(x, groups);
+            let chunk = PIXELS * groups.weight.len();
+            self.threads.for_each_chunk(y.values_mut(), chunk, 2 * x.len(), |block, y| {
+                let x = &x[block * chunk..][..y.len()];
+                self.simd.run(Scale { x, line: &line, y });
+            });
         }
+        y
+    }
+
+    /// The line that is a group norm of this picture.
+    pub(super) fn measure_groups(&self, x: &[f32], groups: Groups<'_>) -> Line {
         let channels = groups.weight.len();
         let chunk = PIXELS * channels;
         let blocks = x.len().div_ceil(chunk);
@@ -74,7 +109,6 @@ impl Cpu {
             with_scratch(2 * channels, |scratch| self.simd.run(Measure { x, channels, scratch, statistics }));
         });
 
-        // y = x · factor + offset, per channel.
         let mut factors = vec![0.0; channels];
         let mut offsets = vec![0.0; channels];
         let per_group = channels / groups.count;
@@ -93,11 +127,7 @@ impl Cpu {
                 offsets[channel] = (f64::from(groups.bias[channel]) - all.mean * factor) as f32;
             }
         }
-        self.threads.for_each_chunk(y.values_mut(), chunk, 2 * x.len(), |block, y| {
-            let x = &x[block * chunk..][..y.len()];
-            self.simd.run(Scale { x, factors: &factors, offsets: &offsets, silu: groups.silu, y });
-        });
-        y
+        Line { factors, offsets }
     }
 }
 
@@ -244,12 +274,9 @@ impl Kernel for Measure<'_> {
     }
 }
 
-/// `x · factor + offset` per channel, then perhaps SiLU.
 struct Scale<'a> {
     x: &'a [f32],
-    factors: &'a [f32],
-    offsets: &'a [f32],
-    silu: bool,
+    line: &'a Line,
     y: &'a mut [f32],
 }
 
@@ -257,15 +284,9 @@ impl Kernel for Scale<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let channels = self.factors.len();
+        let channels = self.line.factors.len();
         for (y, x) in self.y.chunks_mut(channels).zip(self.x.chunks(channels)) {
-            let constants = self.factors.chunks(V::LANES).zip(self.offsets.chunks(V::LANES));
-            for ((y, x), (factor, offset)) in y.chunks_mut(V::LANES).zip(x.chunks(V::LANES)).zip(constants) {
-                V::from_slice(x).mul_add(V::from_slice(factor), V::from_slice(offset)).to_slice(y);
-            }
-        }
-        if self.silu {
-            math::apply::<V>(Unary::Silu, self.y);
+            self.line.apply::<V>(x, y);
         }
     }
 }

@@ -52,6 +52,54 @@ impl Factors {
     }
 }
 
+/// Rows whose elements lie in one place, or in several, side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Joined<'a> {
+    parts: &'a [&'a [f32]],
+    count: usize,
+}
+
+impl<'a> Joined<'a> {
+    /// `count` rows; each part has that many shorter ones.
+    pub(super) fn new(parts: &'a [&'a [f32]], count: usize) -> Self {
+        Self { parts, count }
+    }
+
+    /// Some elements of a row: where they are, or put together in `spare`.
+    #[inline(always)]
+    pub(super) fn elements<'b>(&self, row: usize, range: Range<usize>, spare: &'b mut [f32]) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        let mut first = 0;
+        for part in self.parts {
+            let width = part.len() / self.count;
+            if first <= range.start && range.end <= first + width {
+                return &part[row * width..][range.start - first..range.end - first];
+            }
+            let [from, to] = [range.start, range.end].map(|end| end.clamp(first, first + width));
+            if from < to {
+                spare[from - range.start..to - range.start]
+                    .copy_from_slice(&part[row * width..][from - first..to - first]);
+            }
+            first += width;
+        }
+        &spare[..range.len()]
+    }
+
+    /// Whole rows, one after the other.
+    pub(super) fn join(&self) -> Vec<f32> {
+        let mut joined = Vec::with_capacity(self.parts.iter().map(|part| part.len()).sum());
+        for row in 0..self.count {
+            for part in self.parts {
+                let width = part.len() / self.count;
+                joined.extend_from_slice(&part[row * width..(row + 1) * width]);
+            }
+        }
+        joined
+    }
+}
+
 /// The blocks of an axis of `words`; at least one, so that an empty sum still writes its zeros.
 pub(super) fn blocks(words: usize) -> impl Iterator<Item = Range<usize>> {
     (0..words.div_ceil(BLOCK).max(1)).map(move |i| i * BLOCK..((i + 1) * BLOCK).min(words))

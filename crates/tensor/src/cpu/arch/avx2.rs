@@ -185,6 +185,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    fn low_bf16(self) -> Self {
+        Self(intrinsics!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(self.0)))))
+    }
+
+    #[inline(always)]
     fn round_to_bf16(self) -> Self {
         Self(intrinsics! {
             let bits = _mm256_castps_si256(self.0);

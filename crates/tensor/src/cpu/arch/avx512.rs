@@ -183,6 +183,11 @@ impl<const BF16: bool> Vector for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn low_bf16(self) -> Self {
+        Self(intrinsics!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(self.0)))))
+    }
+
+    #[inline(always)]
     fn round_to_bf16(self) -> Self {
         Self(intrinsics! {
             let bits = _mm512_castps_si512(self.0);

@@ -217,6 +217,8 @@ pub(crate) trait Vector: Copy {
     /// Pairs of lanes (a, b), rotated by pairs of (cos, sin): (cos·a − sin·b, sin·a + cos·b).
     fn rotate(self, angles: Self) -> Self;
 
+    /// Of words of two bf16 numbers, the first of each, as f32.
+    fn low_bf16(self) -> Self;
     /// To the nearest bf16, ties to even, as f32.
     fn round_to_bf16(self) -> Self;
     /// Words from `2 · LANES` consecutive numbers, rounded to bf16.

@@ -175,6 +175,11 @@ impl Vector for Portable {
     }
 
     #[inline(always)]
+    fn low_bf16(self) -> Self {
+        self.map(|a| f32::from_bits(a.to_bits() << 16))
+    }
+
+    #[inline(always)]
     fn round_to_bf16(self) -> Self {
         self.map(|a| bf16::from_f32(a).to_f32())
     }
