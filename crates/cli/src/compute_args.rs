@@ -80,7 +80,7 @@ fn parse_precision(text: &str) -> Result<Asked, String> {
 }
 
 /// A number with a unit, decimal (`GB`, `G`) or binary (`GiB`).
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let expected =
         || format!("'{text}' is not a size of memory; expected a number with a unit, as 12GB, 12GiB or 800M");
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(expected)?;

@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,6 +18,7 @@ use flux::{
     image_file::{self, Encoding, Format, MetadataLevel, Provenance},
     noise::Noise,
     pixels::Rgb8,
+    recipe::Recipe,
     schedule::ScheduleKind,
 };
 
@@ -27,7 +28,9 @@ use crate::{
     model_args::{ModelArgs, shown},
     output::{self, Template},
     progress::Progress,
+    recipe_args::{self, RecipeArgs},
     show,
+    size_args::SizeArgs,
 };
 
 /// Make pictures from a prompt.
@@ -46,18 +49,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
 
-    /// Width in pixels [default: the model's, 1024 for Krea]
-    #[arg(short = 'W', long, value_name = "PIXELS", help_heading = "Picture")]
-    width: Option<u32>,
-    /// Height in pixels
-    #[arg(short = 'H', long, value_name = "PIXELS", help_heading = "Picture")]
-    height: Option<u32>,
-    /// Both, as 1024x768
-    #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height", "aspect"], help_heading = "Picture")]
-    size: Option<(u32, u32)>,
-    /// A shape with about as many pixels as the model's usual size, as 3:2
-    #[arg(long, value_name = "W:H", value_parser = parse_aspect, conflicts_with_all = ["width", "height"], help_heading = "Picture")]
-    aspect: Option<(f64, f64)>,
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    #[command(flatten)]
+    size: SizeArgs,
     /// How many pictures; each has the next seed
     #[arg(short, long, value_name = "N", visible_alias = "batch-count", help_heading = "Picture")]
     batch: Option<u32>,
@@ -78,11 +73,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SCALE", visible_alias = "cfg-scale", help_heading = "Sampling")]
     true_cfg: Option<f32>,
     /// Whose random numbers: cpu-f32 (ComfyUI), cpu-bf16 (BFL, diffusers on a CPU), philox[:MULTIPROCESSORS] (CUDA)
-    #[arg(long, value_name = "KIND", default_value_t = Noise::default(), help_heading = "Sampling")]
-    noise: Noise,
-    /// Whose noise schedule: reference (BFL, diffusers) or comfy-simple
-    #[arg(long, value_name = "KIND", default_value_t = ScheduleKind::default(), help_heading = "Sampling")]
-    schedule: ScheduleKind,
+    /// [default: cpu-f32]
+    #[arg(long, value_name = "KIND", help_heading = "Sampling")]
+    noise: Option<Noise>,
+    /// Whose noise schedule: reference (BFL, diffusers) or comfy-simple [default: reference]
+    #[arg(long, value_name = "KIND", help_heading = "Sampling")]
+    schedule: Option<ScheduleKind>,
     /// T5 tokens the prompt is cut or padded to [default: the model's, 512; 256 is ComfyUI's least]
     #[arg(long, value_name = "N", visible_alias = "max-sequence-length", help_heading = "Sampling")]
     t5_length: Option<usize>,
@@ -132,17 +128,29 @@ enum Seed {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let prompt = prompt(args)?;
-    let template = template(args)?;
+    let recipe = args.recipe.read()?;
+    let prompt = prompt(args, recipe.as_ref())?;
+    let batch = args.batch.or(recipe.as_ref().and_then(|recipe| recipe.batch)).unwrap_or(1);
+    let template = template(args, batch)?;
     let cancel = cancel_on_interrupt()?;
 
     let start = Instant::now();
-    let mut watch = Follow { progress: Progress::new(args.quiet), cancel, previews: None };
-    let options = LoadOptions { prompt_cache: args.cache.cache(), ..args.compute.options() };
-    let pipeline = Pipeline::load(args.model.find()?, &options, &mut watch)?;
+    let mut watch = Follow::new(Progress::new(args.quiet), cancel);
+    let compute = args.compute.options();
+    let options = LoadOptions {
+        prompt_cache: args.cache.cache(),
+        upscaler: recipe_args::upscaler(&args.size, recipe.as_ref())?,
+        precision: compute.precision.or(recipe.as_ref().and_then(|recipe| recipe.precision)),
+        ..compute
+    };
+    let files = recipe_args::model(&args.model, recipe.as_ref())?;
+    let pipeline = Pipeline::load(files, &options, &mut watch)?;
     watch.progress.loaded(pipeline.name(), pipeline.notice(), start.elapsed());
+    for note in recipe.iter().flat_map(|recipe| &recipe.notes) {
+        watch.progress.note(&format!("note: {note}"));
+    }
 
-    let request = request(args, &pipeline, prompt)?;
+    let request = request(args, &pipeline, prompt, recipe.as_ref())?;
     pipeline.check(&request)?;
     watch.progress.asked(&request);
     watch.previews = previews(args, &template, &request, &pipeline);
@@ -190,7 +198,7 @@ fn eprintln_unless(quiet: bool, line: &str) {
 }
 
 /// The prompt from whichever of its sources is given.
-fn prompt(args: &Args) -> Result<String> {
+fn prompt(args: &Args, recipe: Option<&Recipe>) -> Result<String> {
     let given = args.prompt.as_deref().or(args.prompt_flag.as_deref());
     let text = match (given, &args.prompt_file) {
         (Some("-"), _) => {
@@ -206,44 +214,44 @@ fn prompt(args: &Args) -> Result<String> {
             std::fs::read_to_string(path).with_context(|| format!("--prompt-file {}", shown(path)))?
         }
         (None, None) => {
+            let made_before = recipe.and_then(|recipe| recipe.prompt.clone());
             let problem = "there is no prompt; hint: darkroom generate \"a red apple\"";
-            return Err(Usage(problem.into()).into());
+            return Ok(made_before.ok_or_else(|| Usage(problem.into()))?);
         }
     };
     Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
-fn request(args: &Args, pipeline: &Pipeline, prompt: String) -> Result<Request> {
-    let mut request = pipeline.request(prompt);
-    let area = f64::from(request.width) * f64::from(request.height);
-    if let Some((w, h)) = args.aspect {
-        let side = |a: f64, b: f64| (((area * a / b).sqrt() / 16.0).round() * 16.0).clamp(16.0, 65536.0) as u32;
-        (request.width, request.height) = (side(w, h), side(h, w));
+fn request(args: &Args, pipeline: &Pipeline, prompt: String, recipe: Option<&Recipe>) -> Result<Request> {
+    let mut request = pipeline.request(prompt.clone());
+    if let Some(recipe) = recipe {
+        recipe_args::refuse(recipe)?;
+        let negative_prompt = args.negative_prompt.clone().or_else(|| recipe.negative_prompt.clone());
+        Recipe { prompt: Some(prompt), negative_prompt, ..recipe.clone() }.apply(&mut request, pipeline)?;
     }
-    if let Some((width, height)) = args.size {
-        (request.width, request.height) = (width, height);
-    }
-    request.width = args.width.unwrap_or(request.width);
-    request.height = args.height.unwrap_or(request.height);
+    args.size.apply(&mut request)?;
     request.steps = args.steps.unwrap_or(request.steps);
     request.guidance = args.guidance.unwrap_or(request.guidance);
     request.true_cfg = args.true_cfg.unwrap_or(request.true_cfg);
-    request.negative_prompt.clone_from(&args.negative_prompt);
+    if args.negative_prompt.is_some() {
+        request.negative_prompt.clone_from(&args.negative_prompt);
+    }
     request.batch = args.batch.unwrap_or(request.batch);
-    request.noise = args.noise;
-    request.schedule = args.schedule;
+    request.noise = args.noise.unwrap_or(request.noise);
+    request.schedule = args.schedule.unwrap_or(request.schedule);
     request.t5_length = args.t5_length.unwrap_or(request.t5_length);
     request.vae_tiling = match args.vae_tiling.as_str() {
         "on" => Some(true),
         "off" => Some(false),
-        _ => None,
+        _ => request.vae_tiling,
     };
-    request.seed = match args.seed {
-        Some(Seed::Fixed(seed)) => seed,
+    let made_before = recipe.and_then(|recipe| recipe.seed);
+    request.seed = match (args.seed, made_before) {
+        (Some(Seed::Fixed(seed)), _) | (None, Some(seed)) => seed,
         // PyTorch's CPU generator uses 32 bits of a seed: no more are drawn, and short seeds are easier to keep.
-        Some(Seed::Random) | None => u64::from(getrandom::u32().context("the system's random numbers")?),
+        (Some(Seed::Random) | None, _) => u64::from(getrandom::u32().context("the system's random numbers")?),
     };
-    if request.negative_prompt.is_some() && request.true_cfg <= 1.0 {
+    if args.negative_prompt.is_some() && request.true_cfg <= 1.0 {
         let problem = "--negative-prompt has no effect without --true-cfg above 1 (which takes twice the time); \
                        hint: add --true-cfg 2";
         return Err(Usage(problem.into()).into());
@@ -251,20 +259,8 @@ fn request(args: &Args, pipeline: &Pipeline, prompt: String) -> Result<Request> 
     Ok(request)
 }
 
-fn template(args: &Args) -> Result<Template> {
-    let format = match (args.format, &args.output) {
-        (Some(format), _) => format,
-        (None, Some(name)) if name != "-" => match Path::new(name).extension().and_then(|e| e.to_str()) {
-            Some(extension) => extension.parse().map_err(|_| {
-                Usage(format!(
-                    "--output: '{extension}' is not a picture format; png, jpeg and webp are; hint: --format"
-                ))
-            })?,
-            None => Format::Png,
-        },
-        _ => Format::Png,
-    };
-    let batch = args.batch.unwrap_or(1);
+fn template(args: &Args, batch: u32) -> Result<Template> {
+    let format = output::format(args.format, args.output.as_deref())?;
     if args.output.as_deref() == Some("-") {
         if batch > 1 {
             return Err(Usage("--output -: standard output takes one picture, not a batch".into()).into());
@@ -292,6 +288,7 @@ struct Seconds {
     encode: f64,
     denoise: f64,
     decode: f64,
+    upscale: f64,
 }
 
 fn save(
@@ -327,6 +324,7 @@ fn save(
             encode: generated.seconds.encode,
             denoise: generated.seconds.denoise,
             decode: generated.seconds.decode,
+            upscale: generated.seconds.upscale,
         },
     })
 }
@@ -392,10 +390,16 @@ impl Previews {
 }
 
 /// Follows the work: progress, previews, and the interrupt.
-struct Follow {
-    progress: Progress,
+pub(crate) struct Follow {
+    pub(crate) progress: Progress,
     cancel: Arc<AtomicBool>,
     previews: Option<Previews>,
+}
+
+impl Follow {
+    pub(crate) fn new(progress: Progress, cancel: Arc<AtomicBool>) -> Self {
+        Self { progress, cancel, previews: None }
+    }
 }
 
 impl Watch for Follow {
@@ -417,7 +421,7 @@ impl Watch for Follow {
 }
 
 /// The first interrupt stops between two blocks, the second at once.
-fn cancel_on_interrupt() -> Result<Arc<AtomicBool>> {
+pub(crate) fn cancel_on_interrupt() -> Result<Arc<AtomicBool>> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = cancel.clone();
     ctrlc::set_handler(move || {
@@ -436,13 +440,6 @@ pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
     Ok((w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?))
 }
 
-fn parse_aspect(text: &str) -> Result<(f64, f64), String> {
-    let expected = || format!("'{text}' is not a shape; expected WIDTH:HEIGHT between 1:16 and 16:1, as 3:2 or 2.35:1");
-    let (w, h) = text.split_once([':', '/']).ok_or_else(expected)?;
-    let [w, h]: [f64; 2] = [w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?];
-    if w > 0.0 && h > 0.0 && (1.0 / 16.0..=16.0).contains(&(w / h)) { Ok((w, h)) } else { Err(expected()) }
-}
-
 /// −1 is random as everywhere; other negative numbers count from 2⁶⁴ as in PyTorch.
 fn parse_seed(text: &str) -> Result<Seed, String> {
     let seed: i128 = text.trim().parse().map_err(|_| format!("'{text}' is not a whole number"))?;
@@ -458,11 +455,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_shapes_and_seeds() {
+    fn sizes_and_seeds() {
         assert_eq!(parse_size("1024x768"), Ok((1024, 768)));
         assert!(parse_size("1024").is_err() && parse_size("axb").is_err());
-        assert_eq!(parse_aspect("3:2"), Ok((3.0, 2.0)));
-        assert!(parse_aspect("0:2").is_err() && parse_aspect("100:1").is_err() && parse_aspect("nan:1").is_err());
         assert!(matches!(parse_seed("-1"), Ok(Seed::Random)));
         assert!(matches!(parse_seed("-2"), Ok(Seed::Fixed(seed)) if seed == u64::MAX - 1));
         assert!(matches!(parse_seed("18446744073709551615"), Ok(Seed::Fixed(u64::MAX))));

@@ -11,7 +11,10 @@ mod model_args;
 mod output;
 mod plan;
 mod progress;
+mod recipe_args;
 mod show;
+mod size_args;
+mod upscale;
 
 use std::process::ExitCode;
 
@@ -43,6 +46,8 @@ enum Command {
     Plan(Box<plan::Args>),
     /// Write a transformer or text encoder in another format: GGUF, int8, bf16 …
     Convert(Box<convert::Args>),
+    /// Make a picture two or four times as large
+    Upscale(Box<upscale::Args>),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Upscale(args) => upscale::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -41,23 +41,28 @@ impl ModelArgs {
 
     /// Finds the files.
     pub(crate) fn find(&self) -> flux::Result<ModelFiles> {
-        let spec = ModelSpec {
-            model: self.model.clone(),
+        self.over(ModelSpec::default()).find(&search_paths())
+    }
+
+    /// What was asked for here, and the rest of what is asked for elsewhere.
+    pub(crate) fn over(&self, other: ModelSpec) -> ModelSpec {
+        let ModelSpec { model, parts } = other;
+        ModelSpec {
+            model: self.model.clone().or(model),
             parts: PartFiles {
-                transformer: self.transformer.clone(),
-                vae: self.vae.clone(),
-                clip_l: self.clip_l.clone(),
-                t5xxl: self.t5xxl.clone(),
-                clip_tokenizer: self.clip_tokenizer.clone(),
-                t5_tokenizer: self.t5_tokenizer.clone(),
+                transformer: self.transformer.clone().or(parts.transformer),
+                vae: self.vae.clone().or(parts.vae),
+                clip_l: self.clip_l.clone().or(parts.clip_l),
+                t5xxl: self.t5xxl.clone().or(parts.t5xxl),
+                clip_tokenizer: self.clip_tokenizer.clone().or(parts.clip_tokenizer),
+                t5_tokenizer: self.t5_tokenizer.clone().or(parts.t5_tokenizer),
             },
-        };
-        spec.find(&search_paths())
+        }
     }
 }
 
 /// Where models may lie, as other tools have it: `HF_HUB_CACHE`, `HF_HOME`, `COMFYUI_PATH`.
-fn search_paths() -> SearchPaths {
+pub(crate) fn search_paths() -> SearchPaths {
     let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = var("HOME").or_else(|| var("USERPROFILE"));
     let cache = var("XDG_CACHE_HOME").or_else(|| home.as_deref().map(|home| home.join(".cache")));

@@ -7,6 +7,8 @@ use std::{
 
 use flux::image_file::Format;
 
+use crate::Usage;
+
 /// A name with `{seed}` and `{index}` to be filled in.
 #[derive(Clone, Debug)]
 pub(crate) struct Template {
@@ -22,6 +24,11 @@ impl Template {
         let chosen = name.is_some();
         let name = name.map_or_else(|| format!("darkroom-{{seed}}.{}", format.extension()), str::to_owned);
         Self { name: told_apart(name, batch), format, chosen }
+    }
+
+    /// A name that nobody chose.
+    pub(crate) fn unchosen(name: &str, format: Format) -> Self {
+        Self { name: name.to_owned(), format, chosen: false }
     }
 
     /// The same for latents, always as named.
@@ -54,6 +61,19 @@ impl Template {
     /// Where previews go.
     pub(crate) fn preview_path(&self, seed: u64) -> PathBuf {
         with_suffix(&self.path(seed, 0), ".preview").with_extension("png")
+    }
+}
+
+/// The format that is asked for, or that the output's name says.
+pub(crate) fn format(asked: Option<Format>, output: Option<&str>) -> Result<Format, Usage> {
+    let extension = |name: &str| Path::new(name).extension().and_then(|e| e.to_str()).map(str::to_owned);
+    match (asked, output.filter(|name| *name != "-").and_then(extension)) {
+        (Some(format), _) => Ok(format),
+        (None, None) => Ok(Format::Png),
+        (None, Some(extension)) => extension.parse().map_err(|_| {
+            let formats = "png, jpeg and webp are";
+            Usage(format!("--output: '{extension}' is not a picture format; {formats}; hint: --format"))
+        }),
     }
 }
 

@@ -81,6 +81,7 @@ fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
         steps: args.steps.unwrap_or(defaults.steps),
         true_cfg: args.true_cfg,
         vae_tiling: None,
+        upscale: None,
     }
 }
 

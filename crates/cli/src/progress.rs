@@ -37,8 +37,9 @@ impl Progress {
     pub(crate) fn asked(&self, request: &Request) {
         let cfg = if request.true_cfg > 1.0 { format!(", true cfg {}", request.true_cfg) } else { String::new() };
         let batch = if request.batch > 1 { format!(" and the next {}", request.batch - 1) } else { String::new() };
+        let enlarged = request.upscale.map(|scale| format!(", enlarged {scale} times")).unwrap_or_default();
         self.note(&format!(
-            "{}×{} pixels, {} steps, guidance {}{cfg}, seed {}{batch}",
+            "{}×{} pixels{enlarged}, {} steps, guidance {}{cfg}, seed {}{batch}",
             request.width, request.height, request.steps, request.guidance, request.seed
         ));
     }
@@ -59,6 +60,7 @@ impl Progress {
             Event::Encoding => self.stage("reading the prompt"),
             Event::Decoding { picture } => self.stage(&format!("decoding picture {}", picture + 1)),
             Event::Step(step) => self.step(step),
+            Event::Upscaling { tile, tiles } => self.stage(&format!("enlarging, part {tile} of {tiles}")),
             _ => {}
         }
     }

@@ -123,6 +123,110 @@ fn sizes_are_exact() {
 }
 
 #[test]
+fn pictures_are_enlarged_and_say_so() {
+    let folder = folder();
+    made(folder.path(), &["--size", "48x32", "--upscale", "2", "-o", "large.png"]);
+    let png = std::fs::read(folder.path().join("large.png")).unwrap();
+    let side = |at: usize| u32::from_be_bytes(png[at..at + 4].try_into().unwrap());
+    assert_eq!((side(16), side(20)), (96, 64));
+    let told = stdout(&darkroom(folder.path(), &["inspect", "large.png"]));
+    for part in ["Size: 48x32", "Postprocess upscale by: 2, Postprocess upscaler: span-x2"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    let f = folder.path();
+    refused(f, &["generate", "x", "--upscale", "3"], 2, &["--upscale", "neither 2 nor 4"]);
+    refused(f, &["generate", "x", "--upscaler", "no.safetensors"], 2, &["--upscaler has no effect"]);
+    refused(f, &["generate", "x", "--upscale", "2", "--upscaler", "no.safetensors"], 1, &["no.safetensors"]);
+    refused(f, &["generate", "x", "--resolution", "large"], 2, &["--resolution", "1.5K"]);
+    refused(f, &["generate", "x", "--resolution", "1K", "-W", "64"], 2, &["--resolution", "--width"]);
+}
+
+#[test]
+fn a_picture_is_made_again_from_its_file() {
+    let folder = folder();
+    let f = folder.path();
+    let odd = ["--size", "48x64", "--guidance", "2", "--schedule", "comfy-simple", "--noise", "cpu-bf16"];
+    let more = ["--t5-length", "40", "--precision", "f32", "--upscale", "2", "--vae-tiling", "on"];
+    let guided = ["-n", "blue", "--true-cfg", "2"];
+    made(f, &[&odd[..], &more, &guided, &["-o", "a.png"]].concat());
+    let again = |from: &str, more: &[&str]| {
+        let output = darkroom(f, &[&["generate", "--from", from], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+    };
+    let read = |name: &str| std::fs::read(f.join(name)).unwrap();
+    again("a.png", &["-o", "b.png"]);
+    assert!(read("a.png") == read("b.png"));
+    // Any format tells it all; flags go before it.
+    again("a.png", &["-o", "c.webp"]);
+    again("c.webp", &["-o", "d.png", "-q"]);
+    assert!(read("a.png") == read("d.png"));
+    again("a.png", &["-o", "e.png", "-s", "8", "--steps", "1"]);
+    let told = stdout(&darkroom(f, &["inspect", "e.png"]));
+    assert!(told.contains("Seed: 8") && told.contains("Steps: 1") && told.contains("Size: 48x64"), "{told}");
+    made(f, &["--metadata", "minimal", "-o", "m.png"]);
+    refused(f, &["generate", "--from", "m.png"], 2, &["there is no prompt"]);
+    made(f, &["--metadata", "none", "-o", "n.png"]);
+    refused(f, &["generate", "--from", "n.png"], 2, &["from", "n.png", "does not tell"]);
+    refused(f, &["generate", "--from", "gone.png"], 2, &["from", "gone.png"]);
+    refused(f, &["generate", "--from", "a.png", "--workflow", "x.json"], 2, &["--workflow"]);
+}
+
+#[test]
+fn a_comfyui_workflow_asks_for_the_same_picture() {
+    let folder = folder();
+    let f = folder.path();
+    let workflows = Path::new(env!("CARGO_MANIFEST_DIR")).join("../flux/tests/workflows");
+    let size = ["--size", "64x48", "--steps", "2", "-m", "pocket", "-q"];
+    for name in ["krea_api.json", "krea_ui.json"] {
+        let file = workflows.join(name).display().to_string();
+        let output = darkroom(f, &[&["generate", "--workflow", &file, "-o", "w.png"][..], &size].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let said = ["--schedule", "comfy-simple", "--t5-length", "256", "--guidance", "3.5", "--true-cfg", "1"];
+        let prompt = "a lighthouse in a storm, \"quoted\", ünïcode";
+        let all = [&["generate", prompt, "-s", "277513094096450", "-o", "f.png"][..], &said, &size].concat();
+        assert!(darkroom(f, &all).status.success());
+        assert!(std::fs::read(f.join("w.png")).unwrap() == std::fs::read(f.join("f.png")).unwrap(), "{name}");
+    }
+    let file = workflows.join("krea_api.json").display().to_string();
+    let words = ["flux1-krea-dev_fp8_scaled.safetensors", "COMFYUI_PATH", "--transformer"];
+    refused(f, &["generate", "--workflow", &file], 2, &words);
+    let odd = std::fs::read_to_string(&file).unwrap().replace("\"VAEDecode\"", "\"Odd\"");
+    std::fs::write(f.join("odd.json"), odd).unwrap();
+    refused(f, &["generate", "--workflow", "odd.json"], 2, &["workflow: 'odd.json' needs nodes", "'Odd' (8)"]);
+    refused(f, &["generate", "--workflow", "none.json"], 2, &["workflow", "none.json"]);
+}
+
+#[test]
+fn upscale_keeps_what_the_file_told() {
+    let folder = folder();
+    let f = folder.path();
+    made(f, &["--size", "48x32", "-o", "small.png"]);
+    let run = |args: &[&str]| {
+        let output = darkroom(f, &[&["upscale"], args].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        output
+    };
+    run(&["small.png", "--scale", "2"]);
+    let told = stdout(&darkroom(f, &["inspect", "small-x2.png"]));
+    for part in ["96", "64", "a red apple", "Size: 48x32", "Postprocess upscale by: 2, Postprocess upscaler: span-x2"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    // The same as if it had been asked for at once.
+    made(f, &["--size", "48x32", "--upscale", "2", "-o", "once.png"]);
+    assert!(std::fs::read(f.join("small-x2.png")).unwrap() == std::fs::read(f.join("once.png")).unwrap());
+    run(&["small-x2.png", "-o", "large.webp", "-q"]);
+    let told = stdout(&darkroom(f, &["inspect", "large.webp"]));
+    assert!(told.contains("384") && told.contains("upscaler: span-x2, Postprocess upscale by: 4"), "{told}");
+    let output = run(&["small.png", "--json", "-o", "x.jpg"]);
+    let report: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!((report["width"].as_u64(), report["network"].as_str()), (Some(192), Some("span-x4")));
+    refused(f, &["upscale", "gone.png"], 1, &["gone.png"]);
+    refused(f, &["upscale", "small.png", "--scale", "3"], 2, &["--scale", "neither 2 nor 4"]);
+    refused(f, &["upscale", "small.png", "--memory-limit", "10MB"], 2, &["memory_limit", "10MB"]);
+    refused(f, &["upscale", "small.png", "--upscaler", "small.png"], 1, &["small.png"]);
+}
+
+#[test]
 fn metadata_has_levels_and_the_mark_stays() {
     let folder = folder();
     for (level, prompt, seed) in [("full", true, true), ("minimal", false, true), ("none", false, false)] {

@@ -15,8 +15,9 @@ use png::text_metadata::{ITXtChunk, TEXtChunk};
 use crate::error::{Error, Result};
 use crate::pixels::Rgb8;
 use crate::safety::Reviewed;
-pub use decode::{Decoded, MAX_FILE, MAX_INPUT_PIXELS, decode, open};
-pub use metadata::{MetadataLevel, Provenance};
+pub use decode::{Decoded, MAX_FILE, MAX_INPUT_PIXELS, contents, decode, open};
+use metadata::Notes;
+pub use metadata::{MetadataLevel, Provenance, Upscaled};
 pub use read::{Found, read};
 
 /// PNG text keys: the one that other tools know, ours, and the standard's for XMP.
@@ -110,15 +111,37 @@ impl Default for Encoding {
 /// # Errors
 /// [`Error::Asked`] about `quality`, if it is above 100, or `format`, if it cannot hold a picture of that size.
 pub fn encode(picture: &Reviewed<Rgb8>, provenance: &Provenance, encoding: Encoding) -> Result<Vec<u8>> {
-    let Encoding { format, quality, metadata } = encoding;
+    write(picture, &|level| provenance.notes(level), encoding)
+}
+
+/// The bytes of a file that shows an enlarged picture, with what its own file told of its making as far as the level goes, and
+/// that it was enlarged. `safety` names the policy that reviewed it. A picture that no model made is marked as enhanced by one.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_upscaled(
+    picture: &Reviewed<Rgb8>,
+    source: &Found,
+    upscaled: &Upscaled,
+    safety: &str,
+    encoding: Encoding,
+) -> Result<Vec<u8>> {
+    write(picture, &|level| source.notes(upscaled, safety, level), encoding)
+}
+
+fn write(
+    picture: &Reviewed<Rgb8>,
+    notes: &dyn Fn(MetadataLevel) -> Notes,
+    Encoding { format, quality, metadata }: Encoding,
+) -> Result<Vec<u8>> {
     if quality > 100 {
         return Err(Error::asked("quality", format!("expected 0 to 100, got {quality}")));
     }
     let picture = picture.get();
     let encoded = match format {
-        Format::Png => png(picture, provenance, metadata),
-        Format::Jpeg => jpeg(picture, provenance, quality, metadata),
-        Format::Webp => webp(picture, provenance, quality, metadata),
+        Format::Png => png(picture, &notes(metadata)),
+        Format::Jpeg => jpeg(picture, notes, quality, metadata),
+        Format::Webp => webp(picture, &notes(metadata), quality),
     };
     encoded.map_err(|problem| {
         Error::asked("format", format!("{format} cannot hold {}x{}: {problem}", picture.width(), picture.height()))
@@ -129,7 +152,7 @@ pub fn encode(picture: &Reviewed<Rgb8>, provenance: &Provenance, encoding: Encod
 type Encoded = std::result::Result<Vec<u8>, Box<dyn std::error::Error>>;
 
 /// Text goes into `tEXt` where its Latin-1 suffices, as AUTOMATIC1111 does it, else into `iTXt`.
-fn png(picture: &Rgb8, provenance: &Provenance, level: MetadataLevel) -> Encoded {
+fn png(picture: &Rgb8, notes: &Notes) -> Encoded {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, picture.width(), picture.height());
     encoder.set_color(png::ColorType::Rgb);
@@ -137,15 +160,17 @@ fn png(picture: &Rgb8, provenance: &Provenance, level: MetadataLevel) -> Encoded
     // On photographs as small as the default and twenty times as fast.
     encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header()?;
-    writer.write_text_chunk(&ITXtChunk::new(XMP_KEY, provenance.xmp(MetadataLevel::None)))?;
-    if let Some(told) = provenance.told(level) {
-        let parameters = told.parameters();
+    writer.write_text_chunk(&ITXtChunk::new(XMP_KEY, notes.xmp(false)))?;
+    if let Some(parameters) = &notes.parameters {
         if parameters.is_ascii() {
-            writer.write_text_chunk(&TEXtChunk::new(PARAMETERS_KEY, parameters))?;
+            writer.write_text_chunk(&TEXtChunk::new(PARAMETERS_KEY, parameters.as_str()))?;
         } else {
-            writer.write_text_chunk(&ITXtChunk::new(PARAMETERS_KEY, parameters))?;
+            writer.write_text_chunk(&ITXtChunk::new(PARAMETERS_KEY, parameters.as_str()))?;
         }
-        writer.write_text_chunk(&ITXtChunk::new(PROVENANCE_KEY, told.json()))?;
+    }
+    let others = notes.comfy.iter().map(|(key, text)| (*key, text));
+    for (key, text) in notes.json.iter().map(|json| (PROVENANCE_KEY, json)).chain(others) {
+        writer.write_text_chunk(&ITXtChunk::new(key, text.as_str()))?;
     }
     writer.write_image_data(picture.as_ref())?;
     writer.finish()?;
@@ -153,7 +178,7 @@ fn png(picture: &Rgb8, provenance: &Provenance, level: MetadataLevel) -> Encoded
 }
 
 /// A segment holds 65,533 bytes: what does not fit is told at the next lower level.
-fn jpeg(picture: &Rgb8, provenance: &Provenance, quality: u8, level: MetadataLevel) -> Encoded {
+fn jpeg(picture: &Rgb8, notes: &dyn Fn(MetadataLevel) -> Notes, quality: u8, level: MetadataLevel) -> Encoded {
     const MOST: usize = 65_533;
     const APP1: [u8; 2] = [0xFF, 0xE1];
 
@@ -166,8 +191,9 @@ fn jpeg(picture: &Rgb8, provenance: &Provenance, quality: u8, level: MetadataLev
     )?;
 
     let segments = |level| {
-        let exif = provenance.told(level).map(|told| [JPEG_EXIF, &told.exif()].concat());
-        let xmp = [JPEG_XMP, provenance.xmp(level).as_bytes()].concat();
+        let notes = notes(level);
+        let exif = notes.exif().map(|exif| [JPEG_EXIF, &exif].concat());
+        let xmp = [JPEG_XMP, notes.xmp(true).as_bytes()].concat();
         exif.into_iter().chain([xmp]).collect::<Vec<_>>()
     };
     let levels = [level, MetadataLevel::Minimal, MetadataLevel::None];
@@ -186,7 +212,7 @@ fn jpeg(picture: &Rgb8, provenance: &Provenance, quality: u8, level: MetadataLev
 }
 
 /// The picture's own chunk in the extended container, which has room for metadata.
-fn webp(picture: &Rgb8, provenance: &Provenance, quality: u8, level: MetadataLevel) -> Encoded {
+fn webp(picture: &Rgb8, notes: &Notes, quality: u8) -> Encoded {
     const EXIF_FLAG: u8 = 0x08;
     const XMP_FLAG: u8 = 0x04;
 
@@ -195,7 +221,7 @@ fn webp(picture: &Rgb8, provenance: &Provenance, quality: u8, level: MetadataLev
     let simple = webp::Encoder::from_rgb(picture.as_ref(), picture.width(), picture.height())
         .encode_simple(lossless, quality as f32)
         .map_err(|e| format!("{e:?}"))?;
-    let exif = provenance.told(level).map(|told| told.exif());
+    let exif = notes.exif();
 
     let mut extended = vec![XMP_FLAG | if exif.is_some() { EXIF_FLAG } else { 0 }, 0, 0, 0];
     extended.extend(&(picture.width() - 1).to_le_bytes()[..3]);
@@ -207,7 +233,7 @@ fn webp(picture: &Rgb8, provenance: &Provenance, quality: u8, level: MetadataLev
     if let Some(exif) = exif {
         push_chunk(&mut body, *b"EXIF", &exif);
     }
-    push_chunk(&mut body, *b"XMP ", provenance.xmp(level).as_bytes());
+    push_chunk(&mut body, *b"XMP ", notes.xmp(true).as_bytes());
     let mut bytes = Vec::with_capacity(body.len() + 8);
     push_chunk(&mut bytes, *b"RIFF", &body);
     Ok(bytes)

@@ -46,6 +46,7 @@
 pub mod error;
 pub mod model;
 pub mod request;
+pub mod sizes;
 pub mod safety;
 pub mod text;
 pub mod vision;
@@ -59,6 +60,8 @@ pub mod pixels;
 pub mod resize;
 pub mod conditioning;
 mod preview;
+pub mod upscale;
+pub mod recipe;
 pub mod image_file;
 mod pipeline;
 pub mod plan;

@@ -71,6 +71,12 @@ impl Conv2d {
         x.norm_silu_conv2d(norm, &self.weight, self.bias.as_ref(), padding, residual)
     }
 
+    /// `f(same(x))`.
+    #[track_caller]
+    pub fn same_then(&self, x: &Tensor, f: Unary) -> Tensor {
+        x.conv2d_unary(&self.weight, self.bias.as_ref(), 1, Padding::all(self.weight.shape()[2] / 2), f)
+    }
+
     /// Each pixel twice in both directions, then the convolution: `[H, W, in]` → `[2H, 2W, out]`.
     #[track_caller]
     pub fn upsampled(&self, x: &Tensor) -> Tensor {

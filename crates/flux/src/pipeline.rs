@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    path::PathBuf,
     sync::{Arc, OnceLock},
     time::Instant,
 };
@@ -11,7 +12,7 @@ use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
 use crate::{
     denoise::{Guided, denoise},
     error::{Error, Result},
-    image_file::Provenance,
+    image_file::{Provenance, Upscaled},
     latents::Latents,
     memory::{Extent, Stream},
     model::{Defaults, ModelFiles, Tokenizer},
@@ -28,6 +29,7 @@ use crate::{
         tokenizer::{ClipTokenizer, T5Tokenizer},
     },
     transformer::{Condition, Flux, Rope, guidance_argument},
+    upscale::{self, Upscaler},
     vae::{Decoder, VaeConfig, tiling::Tiling, tiny::TinyDecoder},
     watch::{self, Event, Watch},
 };
@@ -48,6 +50,9 @@ pub struct LoadOptions {
     /// Where the text encoders' results are kept, so that a prompt asked for again takes no T5; `None`: nowhere. Models
     /// whose T5 takes less than 50 MB never use it.
     pub prompt_cache: Option<PromptCache>,
+    /// The network that enlarges pictures where a request asks for it; `None`: the one in the program
+    /// ([`crate::upscale::Upscaler`]).
+    pub upscaler: Option<PathBuf>,
 }
 
 /// A loaded model.
@@ -88,7 +93,7 @@ pub struct Pipeline {
 /// A finished picture.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// The picture, of the size asked for.
+    /// The picture, of the size asked for, times `upscale`.
     pub picture: Reviewed<Rgb8>,
     /// Which picture of the batch, from 0.
     pub index: u32,
@@ -109,6 +114,8 @@ pub struct Seconds {
     pub denoise: f64,
     /// The autoencoder.
     pub decode: f64,
+    /// The upscaler, if one was asked for.
+    pub upscale: f64,
 }
 
 /// What the text encoders say about a prompt.
@@ -249,6 +256,14 @@ impl Pipeline {
         Request::new(prompt, &self.files.defaults)
     }
 
+    /// How many T5 tokens a text takes in full, end token included.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], or [`Error::Asked`] about `prompt` where a tokenizer of the model's own has no id for something.
+    pub fn t5_tokens(&self, text: &str) -> Result<usize> {
+        self.t5_tokenizer.count(&self.safety.screen(text)?)
+    }
+
     /// Refuses a request that cannot be met, before any work.
     ///
     /// # Errors
@@ -306,6 +321,8 @@ impl Pipeline {
             t5_length: request.t5_length as u32,
             precision: self.precision.to_string(),
             safety: self.safety.name().into(),
+            vae_tiling: request.vae_tiling,
+            upscaled: request.upscale.map(|scale| self.upscaled(scale)).into_iter().collect(),
         }
     }
 
@@ -381,9 +398,15 @@ impl Pipeline {
             let decoded = self.decode(&latents, request, &plan, watch)?;
             self.vae_extent.release();
             self.backend.release_idle();
-            let reviewed = self.safety.review(decoded)?;
             let decode = start.elapsed().as_secs_f64();
-            let seconds = Seconds { encode, denoise, decode };
+            let start = Instant::now();
+            let finished = match request.upscale {
+                None => decoded,
+                Some(scale) => self.upscaler(scale)?.upscale(&decoded, watch)?,
+            };
+            let reviewed = self.safety.review(finished)?;
+            let upscale = start.elapsed().as_secs_f64();
+            let seconds = Seconds { encode, denoise, decode, upscale };
             let generated = Generated { picture: reviewed, index: picture, seed, latents, seconds };
             if done(generated).is_break() {
                 break;
@@ -486,6 +509,15 @@ impl Pipeline {
         Ok(picture)
     }
 
+    fn upscaled(&self, scale: u32) -> Upscaled {
+        Upscaled { scale, network: upscale::name(scale, self.options.upscaler.as_deref()) }
+    }
+
+    /// Reads headers only; where the file is, or that there is none, was checked with the plan.
+    fn upscaler(&self, scale: u32) -> Result<Upscaler> {
+        Upscaler::find(scale, self.options.upscaler.as_deref(), &self.backend)
+    }
+
     /// To the size asked for. A preview of another scale is cut in proportion.
     fn crop(&self, whole: &Rgb8, request: &Request) -> Rgb8 {
         let factor = self.vae.config().factor();
@@ -516,6 +548,7 @@ fn size(request: &Request) -> Size {
         steps: request.steps,
         true_cfg: request.uses_true_cfg(),
         vae_tiling: request.vae_tiling,
+        upscale: request.upscale,
     }
 }
 

@@ -24,6 +24,7 @@ use crate::{
         t5::{T5, T5Config},
     },
     transformer::{Condition, Flux, FluxConfig, Rope},
+    upscale::Upscaler,
     vae::{Decoder, VaeConfig, tiling::Tiling},
     weights::Weights,
 };
@@ -40,7 +41,7 @@ pub(crate) const TILED_FROM: u64 = 2048 * 1024;
 /// What a model and a size take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// In the order a picture needs them: `clip_l`, `t5`, `transformer`, `vae`.
+    /// In the order a picture needs them: `clip_l`, `t5`, `transformer`, `vae`, and `upscaler` if it is enlarged.
     pub parts: Vec<PartPlan>,
     /// Tokens of text and picture that attend to each other.
     pub tokens: usize,
@@ -63,7 +64,7 @@ pub struct Plan {
 /// What a part takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartPlan {
-    /// `clip_l`, `t5`, `transformer` (one step), `vae`.
+    /// `clip_l`, `t5`, `transformer` (one step), `vae`, `upscaler`.
     pub name: &'static str,
     /// Numbers in it.
     pub parameters: u64,
@@ -114,7 +115,8 @@ impl Plan {
     pub fn peak_bytes(&self) -> u64 {
         let kept =
             if self.keeps_transformer { self.part("transformer").map_or(0, PartPlan::resident_bytes) } else { 0 };
-        let of = |part: &PartPlan| part.peak_bytes() + if part.name == "vae" { kept } else { 0 };
+        let after = ["vae", "upscaler"];
+        let of = |part: &PartPlan| part.peak_bytes() + if after.contains(&part.name) { kept } else { 0 };
         self.overhead_bytes + self.parts.iter().map(of).max().unwrap_or(0)
     }
 
@@ -168,6 +170,8 @@ pub struct Size {
     pub true_cfg: bool,
     /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels and where it does not fit otherwise.
     pub vae_tiling: Option<bool>,
+    /// How many times the picture is enlarged, if it is.
+    pub upscale: Option<u32>,
 }
 
 /// Sizes of all parts.
@@ -185,7 +189,7 @@ struct Configs {
 /// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Size}};
 ///
 /// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
-/// let size = Size { width: 96, height: 96, t5_length: 64, steps: 4, true_cfg: false, vae_tiling: None };
+/// let size = Size { width: 96, height: 96, t5_length: 64, steps: 4, true_cfg: false, vae_tiling: None, upscale: None };
 /// let options = LoadOptions { memory_limit: Some(1 << 30), ..LoadOptions::default() };
 /// let plan = plan::plan(&files, size, &options)?;
 /// assert!(plan.shortfall().is_none() && plan.peak_bytes() < 1 << 30);
@@ -330,14 +334,24 @@ fn run_decoding(
         // The whole picture and two rows of tiles, f32.
         vae.work.peak_bytes += 4 * 3 * (4 * rows * columns * factor * factor) as u64 * 3;
     }
+    let mut pinned: u64 = layouts.iter().map(Layout::pinned_bytes).sum();
+    if let Some(scale) = size.upscale {
+        let upscaler = Upscaler::find(scale, options.upscaler.as_deref(), &backend)?;
+        counter.reset();
+        let pictures = upscaler.rehearse(size.width, size.height)?;
+        let mut work = counter.report();
+        work.peak_bytes += pictures;
+        pinned += upscaler.extent().pinned_bytes();
+        parts.push(PartPlan {
+            name: "upscaler",
+            parameters: upscaler.parameters(),
+            weight_bytes: upscaler.extent().bytes(),
+            blocks: Vec::new(),
+            resident_blocks: 0,
+            work,
+        });
+    }
 
-    let threads = match options.device {
-        Device::Cpu { threads } => {
-            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-        }
-        Device::Reference | Device::DryRun => 1,
-    };
-    let pinned: u64 = layouts.iter().map(Layout::pinned_bytes).sum();
     let mut plan = Plan {
         parts,
         tokens: size.t5_length + rows * columns,
@@ -345,12 +359,23 @@ fn run_decoding(
         evaluations: size.steps * if size.true_cfg { 2 } else { 1 },
         precision,
         limit: options.memory_limit.or_else(memory::available),
-        overhead_bytes: PROGRAM + THREAD * threads as u64 + pinned,
+        overhead_bytes: overhead(options.device) + pinned,
         keeps_transformer: true,
         tiled,
     };
     plan.fit();
     Ok(plan)
+}
+
+/// The program and its threads, bytes.
+pub(crate) fn overhead(device: Device) -> u64 {
+    let threads = match device {
+        Device::Cpu { threads } => {
+            threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+        }
+        Device::Reference | Device::DryRun => 1,
+    };
+    PROGRAM + THREAD * threads as u64
 }
 
 /// The refusal of a job that does not fit, with what would. `at` plans another size.
@@ -388,7 +413,7 @@ pub(crate) fn refuse(plan: &Plan, size: Size, at: impl Fn(Size) -> Result<Plan>)
 }
 
 /// `1.25GB`, rounded up so that it may be asked for.
-fn shown(bytes: u64) -> String {
+pub(crate) fn shown(bytes: u64) -> String {
     let (unit, name) = if bytes >= 1_000_000_000 { (1e9, "GB") } else { (1e6, "MB") };
     format!("{}{name}", (bytes as f64 / unit * 100.0).ceil() / 100.0)
 }
@@ -397,7 +422,8 @@ fn shown(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size { width: 1024, height: 1024, t5_length: 512, steps: 28, true_cfg: false, vae_tiling: None };
+    const SIZE: Size =
+        Size { width: 1024, height: 1024, t5_length: 512, steps: 28, true_cfg: false, vae_tiling: None, upscale: None };
 
     fn limited(dtype: DType, size: Size, limit: u64) -> Plan {
         let device = Device::Cpu { threads: Some(2) };

@@ -5,6 +5,7 @@ use crate::{
     model::Defaults,
     noise::Noise,
     schedule::ScheduleKind,
+    upscale,
 };
 
 /// Largest side of a picture, pixels.
@@ -51,6 +52,8 @@ pub struct Request {
     pub t5_length: usize,
     /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels.
     pub vae_tiling: Option<bool>,
+    /// How many times the finished picture is enlarged, 2 or 4; see [`crate::upscale`].
+    pub upscale: Option<u32>,
 }
 
 impl Request {
@@ -70,6 +73,7 @@ impl Request {
             schedule: ScheduleKind::default(),
             t5_length: defaults.t5_length,
             vae_tiling: None,
+            upscale: None,
         }
     }
 
@@ -101,6 +105,9 @@ impl Request {
         }
         if !(1..=MAX_T5_LENGTH).contains(&self.t5_length) {
             return Err(Error::asked("t5_length", format!("is {}; 1 to {MAX_T5_LENGTH} are possible", self.t5_length)));
+        }
+        if let Some(scale) = self.upscale {
+            upscale::check(scale, self.width, self.height)?;
         }
         for (field, text) in [("prompt", Some(&self.prompt)), ("negative_prompt", self.negative_prompt.as_ref())] {
             if let Some(text) = text

@@ -25,6 +25,13 @@ pub enum Event<'a> {
         /// Which of the batch, from 0.
         picture: u32,
     },
+    /// A part of a picture is being enlarged.
+    Upscaling {
+        /// Which part, from 1.
+        tile: u32,
+        /// How many there are.
+        tiles: u32,
+    },
 }
 
 /// A step of denoising that is done.

@@ -1,6 +1,6 @@
 //! Pictures written and read back: every format at every metadata level, foreign metadata, and damaged files.
 
-use flux::image_file::{Encoding, Format, Found, MetadataLevel, Provenance, encode, read};
+use flux::image_file::{Encoding, Format, Found, MetadataLevel, Provenance, Upscaled, encode, read};
 use flux::pixels::Rgb8;
 use flux::safety::{Reviewed, Safety};
 
@@ -29,6 +29,8 @@ fn provenance(prompt: &str) -> Provenance {
         t5_length: 512,
         precision: "bf16".into(),
         safety: "off".into(),
+        vae_tiling: Some(false),
+        upscaled: vec![Upscaled { scale: 4, network: "span-x4".into() }],
     }
 }
 
@@ -65,6 +67,8 @@ fn what_is_written_is_found() {
                     provenance: told.cloned(),
                     ai_generated: true,
                     other: Vec::new(),
+                    comfy_prompt: None,
+                    comfy_editor: None,
                 };
                 assert_eq!(found, expected, "{format} {level} {prompt:?}");
             }

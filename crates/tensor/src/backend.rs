@@ -23,6 +23,8 @@ pub enum Unary {
     QuickGelu,
     /// `max(x, 0)`.
     Relu,
+    /// `x` above 0, `a·x` below; `a` from 0 to 1.
+    LeakyRelu(f32),
     /// `tanh(x)`.
     Tanh,
     /// `a·x + b`.
@@ -257,6 +259,19 @@ pub trait Backend: Any + Debug + Send + Sync {
     ) -> Tensor {
         let y = self.conv2d(&self.group_norm(x, norm).silu(), weight, bias, 1, padding);
         residual.map_or(y.clone(), |residual| self.binary(residual, &y, Binary::Add))
+    }
+
+    /// `f(conv2d(x))`.
+    fn conv2d_unary(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+        f: Unary,
+    ) -> Tensor {
+        self.conv2d(x, weight, bias, stride, padding).unary(f)
     }
 
     /// `conv2d(upsample_nearest_2x(x))`, stride 1.

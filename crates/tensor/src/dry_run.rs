@@ -272,6 +272,20 @@ impl Backend for DryRun {
         y
     }
 
+    fn conv2d_unary(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+        _: Unary,
+    ) -> Tensor {
+        let y = self.conv2d(x, weight, bias, stride, padding);
+        self.ledger.work().other_flop += y.shape().count() as u64;
+        y
+    }
+
     fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>, padding: Padding) -> Tensor {
         let [height, width, channels] = [x.shape()[0], x.shape()[1], x.shape()[2]];
         let y = self.moved(x, padding.output([2 * height, 2 * width, channels].into(), weight.shape(), 1));

@@ -115,6 +115,7 @@ fn apply(f: Unary, x: f64) -> f64 {
         Unary::GeluTanh => 0.5 * x * (1.0 + ((2.0 / consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
         Unary::QuickGelu => x * sigmoid(1.702 * x),
         Unary::Relu => x.max(0.0),
+        Unary::LeakyRelu(a) => x.max(f64::from(a) * x),
         Unary::Tanh => x.tanh(),
         Unary::Affine(a, b) => f64::from(a) * x + f64::from(b),
     }

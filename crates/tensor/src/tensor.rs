@@ -194,6 +194,20 @@ impl Tensor {
         self.backend.norm_silu_conv2d(self, norm, weight, bias, padding, residual)
     }
 
+    /// `f(conv2d(self))`.
+    #[track_caller]
+    pub fn conv2d_unary(
+        &self,
+        weight: &Weight,
+        bias: Option<&Self>,
+        stride: usize,
+        padding: Padding,
+        f: Unary,
+    ) -> Self {
+        self.check_conv2d(1, weight, bias, stride, padding);
+        self.backend.conv2d_unary(self, weight, bias, stride, padding, f)
+    }
+
     /// `conv2d(upsample_nearest_2x(self))`, stride 1.
     #[track_caller]
     pub fn upsample_conv2d(&self, weight: &Weight, bias: Option<&Self>, padding: Padding) -> Self {

@@ -298,8 +298,16 @@ fn int8_is_near_f32() {
     assert!(normal < 0.012 && outlier < 0.05, "{normal} {outlier}; seed {}", random.seed);
 }
 
-const FUNCTIONS_OF_ONE: [Unary; 7] =
-    [Unary::Silu, Unary::Gelu, Unary::GeluTanh, Unary::QuickGelu, Unary::Relu, Unary::Tanh, Unary::Affine(-1.3, 0.7)];
+const FUNCTIONS_OF_ONE: [Unary; 8] = [
+    Unary::Silu,
+    Unary::Gelu,
+    Unary::GeluTanh,
+    Unary::QuickGelu,
+    Unary::Relu,
+    Unary::LeakyRelu(0.2),
+    Unary::Tanh,
+    Unary::Affine(-1.3, 0.7),
+];
 
 #[test]
 fn linear_with_what_follows() {
@@ -385,6 +393,9 @@ fn convolutions() {
             check(&random, &case, SUMS, &inputs, |_, t| t[0].conv2d(&weight, Some(&t[1]), stride, padding));
             check(&random, &format!("doubled {case}"), SUMS, &inputs, |_, t| {
                 t[0].upsample_conv2d(&weight, Some(&t[1]), padding)
+            });
+            check(&random, &format!("{case}, then silu"), SUMS, &inputs, |_, t| {
+                t[0].conv2d_unary(&weight, Some(&t[1]), stride, padding, Unary::Silu)
             });
         }
         let weight = random.weight([to, from, kh, kw], &[(to, DType::F32, 1.0)], Precision::F32);

@@ -146,6 +146,19 @@ impl Backend for Timed {
         })
     }
 
+    fn conv2d_unary(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+        f: Unary,
+    ) -> Tensor {
+        let (inner, bias) = (Self::open(x), bias.map(Self::open));
+        self.wrap(x, Kind::Conv, || self.inner.conv2d_unary(&inner, weight, bias.as_ref(), stride, padding, f))
+    }
+
     fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
         let (inner, bias) = (Self::open(x), bias.map(Self::open));
         self.wrap(x, Kind::Conv, || self.inner.upsample_conv2d(&inner, weight, bias.as_ref(), padding))

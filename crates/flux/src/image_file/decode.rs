@@ -45,7 +45,10 @@ pub fn open(field: &'static str, path: &Path) -> Result<Decoded> {
 }
 
 /// The bytes of a file that is not too long; a folder or a pipe without end is not read on.
-fn contents(path: &Path) -> std::result::Result<Vec<u8>, String> {
+///
+/// # Errors
+/// A sentence without its subject.
+pub fn contents(path: &Path) -> std::result::Result<Vec<u8>, String> {
     let file = std::fs::File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
     let mut bytes = Vec::new();
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;

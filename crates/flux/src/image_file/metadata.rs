@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Found;
 use crate::error::{Error, Result};
 
 /// How much a file tells about its picture's making. That a model made it is told at every level, as are the program
@@ -85,6 +86,28 @@ pub struct Provenance {
     pub precision: String,
     /// The safety policy's name.
     pub safety: String,
+    /// Whether it was decoded in tiles, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vae_tiling: Option<bool>,
+    /// How it was enlarged, one after the other; `width` and `height` are from before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub upscaled: Vec<Upscaled>,
+}
+
+/// A picture made larger by a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upscaled {
+    /// How many times each side.
+    pub scale: u32,
+    /// The network's name: `span-x4`, or its file's.
+    pub network: String,
+}
+
+impl Upscaled {
+    /// As AUTOMATIC1111 writes it of its Extras: `, Postprocess upscale by: …`.
+    pub(super) fn parameters(&self) -> String {
+        format!(", Postprocess upscale by: {}, Postprocess upscaler: {}", self.scale, quoted(&self.network))
+    }
 }
 
 impl Provenance {
@@ -116,6 +139,7 @@ impl Provenance {
         }
         let _ = write!(text, "Seed: {}, Size: {}x{}, ", self.seed, self.width, self.height);
         let _ = write!(text, "Model: {}, Version: {}", quoted(&self.model), quoted(&self.software));
+        self.upscaled.iter().for_each(|upscaled| text.push_str(&upscaled.parameters()));
         text.retain(|c| !c.is_control() || c == '\n' || c == '\t');
         text
     }
@@ -124,14 +148,72 @@ impl Provenance {
         serde_json::to_string(self).expect("a struct of numbers and text is JSON")
     }
 
-    /// The XMP packet: the mark always, and the provenance as far as the level goes.
-    pub(super) fn xmp(&self, level: MetadataLevel) -> String {
-        let provenance = self.told(level).map_or_else(String::new, |told| {
+    /// What a file says of it at that level.
+    pub(super) fn notes(&self, level: MetadataLevel) -> Notes {
+        let told = self.told(level);
+        Notes {
+            parameters: told.as_ref().map(|told| told.parameters()),
+            json: told.as_ref().map(|told| told.json()),
+            comfy: Vec::new(),
+            software: self.software.clone(),
+            safety: self.safety.clone(),
+            source: TRAINED,
+        }
+    }
+}
+
+impl Found {
+    /// What the file of the enlarged picture says at that level.
+    pub(super) fn notes(&self, upscaled: &Upscaled, safety: &str, level: MetadataLevel) -> Notes {
+        if let Some(provenance) = &self.provenance {
+            let mut provenance = Provenance { safety: safety.to_owned(), ..provenance.clone() };
+            provenance.upscaled.push(upscaled.clone());
+            return provenance.notes(level);
+        }
+        let comfy = [("prompt", &self.comfy_prompt), ("workflow", &self.comfy_editor)];
+        let comfy = comfy.into_iter().filter_map(|(key, text)| Some((key, text.clone()?)));
+        let by_model = self.ai_generated || self.parameters.is_some() || self.comfy_workflow().is_some();
+        let full = level == MetadataLevel::Full;
+        let parameters = self.parameters.as_ref().filter(|_| level != MetadataLevel::None).map(|text| {
+            // Without the prompts: from the line of settings on.
+            let settings = text.rfind("Steps: ").unwrap_or(text.len());
+            format!("{}{}", if full { text } else { &text[settings..] }, upscaled.parameters())
+        });
+        Notes {
+            parameters,
+            json: None,
+            comfy: if full { comfy.collect() } else { Vec::new() },
+            software: concat!("darkroom ", env!("CARGO_PKG_VERSION")).into(),
+            safety: safety.to_owned(),
+            source: if by_model { TRAINED } else { ENHANCED },
+        }
+    }
+}
+
+/// All that a file says of its picture's making.
+pub(super) struct Notes {
+    /// Infotext.
+    pub(super) parameters: Option<String>,
+    /// Our own account.
+    pub(super) json: Option<String>,
+    /// `ComfyUI`'s texts and their keys, which have a place in PNG only.
+    pub(super) comfy: Vec<(&'static str, String)>,
+    software: String,
+    safety: String,
+    /// IPTC's term for where the picture comes from.
+    source: &'static str,
+}
+
+impl Notes {
+    /// The XMP packet: the mark always, and our own account if it is to be there.
+    pub(super) fn xmp(&self, with_json: bool) -> String {
+        let json = self.json.as_ref().filter(|_| with_json);
+        let provenance = json.map_or_else(String::new, |json| {
             // XML has no way to write these two; they can only stand inside JSON strings, which can escape them.
-            let json = told.json().replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff");
+            let json = json.replace('\u{FFFE}', "\\ufffe").replace('\u{FFFF}', "\\uffff");
             format!("\n   <darkroom:provenance>{}</darkroom:provenance>", escaped(&json))
         });
-        let (software, safety) = (escaped(&self.software), escaped(&self.safety));
+        let (software, safety, source) = (escaped(&self.software), escaped(&self.safety), self.source);
         format!(
             r#"<?xpacket begin="{bom}" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/">
@@ -140,7 +222,7 @@ impl Provenance {
     xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
     xmlns:xmp="http://ns.adobe.com/xap/1.0/"
     xmlns:darkroom="urn:darkroom:1#">
-   <Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>
+   <Iptc4xmpExt:DigitalSourceType>{source}</Iptc4xmpExt:DigitalSourceType>
    <xmp:CreatorTool>{software}</xmp:CreatorTool>
    <darkroom:safety>{safety}</darkroom:safety>{provenance}
   </rdf:Description>
@@ -152,9 +234,10 @@ impl Provenance {
     }
 
     /// A TIFF block, big endian as AUTOMATIC1111 writes it, that holds the parameters as `UserComment`.
-    pub(super) fn exif(&self) -> Vec<u8> {
+    pub(super) fn exif(&self) -> Option<Vec<u8>> {
+        let parameters = self.parameters.as_ref()?;
         let mut comment = b"UNICODE\0".to_vec();
-        comment.extend(self.parameters().encode_utf16().flat_map(u16::to_be_bytes));
+        comment.extend(parameters.encode_utf16().flat_map(u16::to_be_bytes));
         let directory = |tag: u16, kind: u16, count: u32, value: u32| {
             let mut bytes = vec![0, 1];
             bytes.extend([tag, kind].map(u16::to_be_bytes).concat());
@@ -165,7 +248,7 @@ impl Provenance {
         let header = b"MM\0*\0\0\0\x08";
         let main = directory(EXIF_DIRECTORY, 4, 1, 8 + 18);
         let exif = directory(USER_COMMENT, 7, comment.len() as u32, 8 + 18 + 18);
-        [&header[..], &main, &exif, &comment].concat()
+        Some([&header[..], &main, &exif, &comment].concat())
     }
 }
 
@@ -173,8 +256,9 @@ impl Provenance {
 pub(super) const EXIF_DIRECTORY: u16 = 0x8769;
 pub(super) const USER_COMMENT: u16 = 0x9286;
 
-/// IPTC's term for what a trained model made.
-const DIGITAL_SOURCE_TYPE: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
+/// IPTC's terms for what a trained model made, and for what one only enhanced.
+const TRAINED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
+const ENHANCED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced";
 
 /// A value in infotext: as it is, or as a JSON string if it has a character with a meaning there.
 fn quoted(value: &str) -> Cow<'_, str> {
@@ -231,7 +315,7 @@ mod tests {
     #[test]
     fn the_mark_is_in_every_packet() {
         for level in [MetadataLevel::Full, MetadataLevel::Minimal, MetadataLevel::None] {
-            let xmp = provenance().xmp(level);
+            let xmp = provenance().notes(level).xmp(true);
             assert!(xmp.contains(">http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia<"));
             assert_eq!(xmp.contains("a cat"), level == MetadataLevel::Full);
             assert_eq!(xmp.contains("1024"), level != MetadataLevel::None);

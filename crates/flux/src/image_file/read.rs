@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// The main directory's tag of how the picture is turned.
 const ORIENTATION: u16 = 0x0112;
 
+/// Names of `ComfyUI`'s texts: the graph as it was run, and as it was drawn.
+const COMFY: [&str; 2] = ["prompt", "workflow"];
+
 /// Names of foreign texts that are reported; a file of nothing but names must not fill the memory.
 const MOST_OTHERS: usize = 64;
 
@@ -32,6 +35,17 @@ pub struct Found {
     pub ai_generated: bool,
     /// The names of other texts, such as `ComfyUI`'s `prompt` and `workflow`, each once.
     pub other: Vec<String>,
+    /// `ComfyUI`'s graph as it was run, in its API format.
+    pub comfy_prompt: Option<String>,
+    /// `ComfyUI`'s graph as its editor saves it.
+    pub comfy_editor: Option<String>,
+}
+
+impl Found {
+    /// `ComfyUI`'s graph: as it was run, or else as it was drawn.
+    pub fn comfy_workflow(&self) -> Option<&str> {
+        self.comfy_prompt.as_deref().or(self.comfy_editor.as_deref())
+    }
 }
 
 /// Reads a picture file's metadata.
@@ -54,8 +68,8 @@ pub fn read(bytes: &[u8]) -> Result<Found> {
     };
     let (width, height) =
         reader.size.ok_or_else(|| Error::asked("picture", "the file ends before the picture's size"))?;
-    let Reader { parameters, provenance, ai_generated, other, .. } = reader;
-    Ok(Found { format, width, height, parameters, provenance, ai_generated, other })
+    let Reader { parameters, provenance, ai_generated, other, comfy: [comfy_prompt, comfy_editor], .. } = reader;
+    Ok(Found { format, width, height, parameters, provenance, ai_generated, other, comfy_prompt, comfy_editor })
 }
 
 /// How a picture file is turned, as EXIF has it: 1 (upright, also where nothing is said) to 8.
@@ -78,6 +92,8 @@ struct Reader {
     provenance: Option<Provenance>,
     ai_generated: bool,
     other: Vec<String>,
+    /// Texts by the names of [`COMFY`].
+    comfy: [Option<String>; 2],
     orientation: Option<u16>,
     /// Bytes that compressed text may still unpack to.
     budget: usize,
@@ -102,9 +118,10 @@ impl Reader {
     fn png_text(&mut self, kind: &[u8], data: &[u8]) -> Option<()> {
         let (key, data) = split_at_zero(data)?;
         let key: String = latin1(key);
+        let comfy = COMFY.iter().position(|name| *name == key);
         if ![PARAMETERS_KEY, PROVENANCE_KEY, XMP_KEY].contains(&key.as_str()) {
             self.note(&key);
-            return Some(());
+            comfy?;
         }
         let text = match kind {
             b"tEXt" => latin1(data),
@@ -117,6 +134,10 @@ impl Reader {
                 String::from_utf8_lossy(unpacked).into_owned()
             }
         };
+        if let Some(comfy) = comfy {
+            self.comfy[comfy] = self.comfy[comfy].take().or(Some(text));
+            return Some(());
+        }
         match key.as_str() {
             PARAMETERS_KEY => self.parameters = self.parameters.take().or(Some(text)),
             PROVENANCE_KEY => self.provenance = self.provenance.take().or(serde_json::from_str(&text).ok()),
@@ -195,12 +216,21 @@ impl Reader {
             |count: usize, value: usize| tiff.get(value..).and_then(|data| data.get(..count)).unwrap_or_default();
         let main = || u32_at(4).into_iter().flat_map(|main| entries(main as usize));
 
+        let mut found = [None, None];
         for (.., count, value) in main().filter(|(_, kind, ..)| *kind == ASCII) {
-            for name in ["prompt", "workflow"] {
-                if data(count, value).get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
-                {
-                    self.note(name);
+            for (name, comfy) in COMFY.iter().zip(&mut found) {
+                let data = data(count, value);
+                if data.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes())) {
+                    let text = data.get(name.len() + 1..).unwrap_or_default();
+                    let text = String::from_utf8_lossy(text).trim_end_matches('\0').to_owned();
+                    *comfy = comfy.take().or(Some(text));
                 }
+            }
+        }
+        for ((name, found), comfy) in COMFY.iter().zip(found).zip(0..) {
+            if found.is_some() {
+                self.note(name);
+                self.comfy[comfy] = self.comfy[comfy].take().or(found);
             }
         }
         // A 16-bit value stands in the first half of its field.

@@ -283,6 +283,22 @@ impl Backend for Cpu {
         x.like(padding.output(x.shape(), weight.shape(), 1), y.share())
     }
 
+    fn conv2d_unary(
+        &self,
+        x: &Tensor,
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+        f: Unary,
+    ) -> Tensor {
+        let epilogue = Epilogue { bias: bias.map(values), then: Then::Unary(f) };
+        let picture = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        let input = Input { x: values(x), picture, before: Before::Nothing };
+        let y = self.convolve(input, weight, epilogue, stride, padding);
+        x.like(padding.output(x.shape(), weight.shape(), stride), y.share())
+    }
+
     fn upsample_conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, padding: Padding) -> Tensor {
         let epilogue = Epilogue { bias: bias.map(values), then: Then::Nothing };
         let picture = [2 * x.shape()[0], 2 * x.shape()[1], x.shape()[2]];

@@ -1,0 +1,370 @@
+//! What a file says of how a picture is made: a ComfyUI workflow, or a picture of this program, of AUTOMATIC1111 or ComfyUI.
+//!
+//! A [`Recipe`] is read from text or bytes alone, finds no files and runs nothing; [`Recipe::apply`] puts it into a request. What
+//! a file asks for and cannot be had is an error that names it; what is lost, and of no great weight, is in
+//! [`Recipe::notes`]. Source: ComfyUI's `nodes.py`, `comfy_extras/nodes_custom_sampler.py`, the editor's workflow files; AUTOMATIC1111's
+//! `modules/infotext_utils.py`.
+
+#![expect(clippy::doc_markdown, reason = "names of programs stand everywhere here")]
+
+mod graph;
+mod infotext;
+mod nodes;
+mod walk;
+
+use std::path::{Component as PathComponent, Path, PathBuf};
+
+use tensor::Precision;
+
+use crate::{
+    error::{Error, Result},
+    image_file::{self, Found, Provenance},
+    model::{ModelSpec, Part, PartFiles, SearchPaths},
+    noise::Noise,
+    pipeline::Pipeline,
+    request::Request,
+    weights::Component,
+};
+
+/// Longest workflow, bytes.
+pub const MAX_JSON: usize = 16 << 20;
+
+/// How a picture is made, as far as a file says it. What is `None` was not said.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recipe {
+    /// The model's name, as this program or AUTOMATIC1111 wrote it.
+    pub model: Option<String>,
+    /// ComfyUI's names of files.
+    pub files: Files,
+    /// LoRAs in the order in which they are applied, by ComfyUI's names.
+    pub loras: Vec<LoraAsked>,
+    /// What to draw.
+    pub prompt: Option<String>,
+    /// What not to draw.
+    pub negative_prompt: Option<String>,
+    /// Pixels, as rendered.
+    pub width: Option<u32>,
+    /// Pixels, as rendered.
+    pub height: Option<u32>,
+    /// How many pictures.
+    pub batch: Option<u32>,
+    /// Steps from noise to picture.
+    pub steps: Option<u32>,
+    /// Distilled guidance.
+    pub guidance: Option<f32>,
+    /// Classifier-free guidance; 1 is off.
+    pub true_cfg: Option<f32>,
+    /// Of the first picture.
+    pub seed: Option<u64>,
+    /// Whose random numbers.
+    pub noise: Option<Noise>,
+    /// ComfyUI's name of the sampler.
+    pub sampler: Option<String>,
+    /// The noise schedule, as [`crate::schedule::ScheduleKind`] is written.
+    pub schedule: Option<String>,
+    /// T5 tokens.
+    pub t5_length: Option<T5Length>,
+    /// The arithmetic of products.
+    pub precision: Option<Precision>,
+    /// Whether it is decoded in tiles.
+    pub vae_tiling: Option<bool>,
+    /// How many times it is enlarged.
+    pub upscale: Option<u32>,
+    /// The picture to begin with, by ComfyUI's name.
+    pub image: Option<String>,
+    /// How far from that picture, 0 to 1.
+    pub strength: Option<f32>,
+    /// What is not as in the file, or is not looked at.
+    pub notes: Vec<String>,
+}
+
+/// A model's files by ComfyUI's names, which are relative to its folders.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// In `diffusion_models` or `unet`.
+    pub transformer: Option<String>,
+    /// In `checkpoints`.
+    pub checkpoint: Option<String>,
+    /// In `text_encoders` or `clip`: CLIP-L and T5 in any order.
+    pub clip: Vec<String>,
+    /// In `vae`.
+    pub vae: Option<String>,
+    /// In `upscale_models`.
+    pub upscaler: Option<String>,
+}
+
+/// A LoRA that a workflow applies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraAsked {
+    /// In `loras`.
+    pub file: String,
+    /// For the transformer.
+    pub weight: f32,
+    /// For the text encoders, if they get it.
+    pub text_weight: Option<f32>,
+}
+
+/// How many tokens T5 sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum T5Length {
+    /// So many.
+    Exactly(usize),
+    /// As many as the prompt has, but no fewer than this: ComfyUI's way.
+    AtLeast(usize),
+}
+
+impl Recipe {
+    /// A ComfyUI workflow in its UI or its API format.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `workflow`: it is no workflow, or asks for what cannot be had, which is named.
+    pub fn from_workflow(json: &str) -> Result<Self> {
+        if json.len() > MAX_JSON {
+            return Err(graph::wrong(format!("is {} bytes long; at most {MAX_JSON} are read", json.len())));
+        }
+        walk::read(&graph::Graph::parse(json)?)
+    }
+
+    /// The workflow in a picture file that ComfyUI wrote.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `workflow`.
+    pub fn from_workflow_picture(bytes: &[u8]) -> Result<Self> {
+        let found = image_file::read(bytes).map_err(|e| graph::wrong(e.to_string()))?;
+        let json = found.comfy_workflow().ok_or_else(|| graph::wrong("is a picture without a ComfyUI workflow"))?;
+        Self::from_workflow(json)
+    }
+
+    /// How a picture was made, from its file: what this program wrote, or ComfyUI's workflow, or AUTOMATIC1111's infotext.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `from` if it says nothing; about `workflow` as [`Recipe::from_workflow`].
+    pub fn from_picture(bytes: &[u8]) -> Result<Self> {
+        let found: Found = image_file::read(bytes).map_err(|e| Error::asked("from", e.to_string()))?;
+        if let Some(provenance) = &found.provenance {
+            return Self::from_provenance(provenance);
+        }
+        if let Some(json) = found.comfy_workflow() {
+            return Self::from_workflow(json);
+        }
+        match &found.parameters {
+            Some(text) => infotext::read(text),
+            None => Err(Error::asked("from", "the picture's file does not tell how it was made")),
+        }
+    }
+
+    /// What this program wrote into a picture's file.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `from` if a value has another program's spelling.
+    pub fn from_provenance(provenance: &Provenance) -> Result<Self> {
+        let precision = match provenance.precision.as_str() {
+            "f32" => Precision::F32,
+            "bf16" => Precision::BF16,
+            "int8" => Precision::Int8,
+            other => return Err(Error::asked("from", format!("the precision '{other}' is not known"))),
+        };
+        let mut notes = Vec::new();
+        let upscale = match &provenance.upscaled[..] {
+            [] => None,
+            [once] => {
+                if once.network != format!("span-x{}", once.scale) {
+                    notes.push(format!("it was enlarged by '{}'; hint: --upscaler FILE", once.network));
+                }
+                Some(once.scale)
+            }
+            _ => {
+                notes.push("it was enlarged more than once, which is left out; hint: darkroom upscale".into());
+                None
+            }
+        };
+        Ok(Self {
+            model: Some(provenance.model.clone()),
+            prompt: provenance.prompt.clone(),
+            negative_prompt: provenance.negative_prompt.clone(),
+            width: Some(provenance.width),
+            height: Some(provenance.height),
+            batch: Some(1),
+            steps: Some(provenance.steps),
+            guidance: provenance.guidance,
+            true_cfg: Some(provenance.true_cfg),
+            seed: Some(provenance.seed),
+            noise: Some(provenance.noise.parse()?),
+            sampler: Some("euler".into()),
+            schedule: Some(provenance.schedule.clone()),
+            t5_length: Some(T5Length::Exactly(provenance.t5_length as usize)),
+            precision: Some(precision),
+            vae_tiling: provenance.vae_tiling,
+            upscale,
+            notes,
+            ..Self::default()
+        })
+    }
+
+    /// Puts what is said into a request; the rest stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `sampler` or `schedule`.
+    pub fn apply(&self, request: &mut Request, pipeline: &Pipeline) -> Result<()> {
+        fn set<T: Clone>(to: &mut T, value: Option<&T>) {
+            if let Some(value) = value {
+                to.clone_from(value);
+            }
+        }
+        set(&mut request.prompt, self.prompt.as_ref());
+        if self.negative_prompt.is_some() {
+            request.negative_prompt.clone_from(&self.negative_prompt);
+        }
+        set(&mut request.width, self.width.as_ref());
+        set(&mut request.height, self.height.as_ref());
+        set(&mut request.batch, self.batch.as_ref());
+        set(&mut request.steps, self.steps.as_ref());
+        set(&mut request.guidance, self.guidance.as_ref());
+        set(&mut request.true_cfg, self.true_cfg.as_ref());
+        set(&mut request.seed, self.seed.as_ref());
+        set(&mut request.noise, self.noise.as_ref());
+        if let Some(sampler) = self.sampler.as_deref()
+            && sampler != "euler"
+        {
+            return Err(Error::asked("sampler", format!("'{sampler}' is not possible; euler is")));
+        }
+        if let Some(schedule) = &self.schedule {
+            request.schedule = schedule.parse()?;
+        }
+        match self.t5_length {
+            Some(T5Length::Exactly(length)) => request.t5_length = length,
+            Some(T5Length::AtLeast(least)) => {
+                let negative = request.negative_prompt.as_deref().unwrap_or("");
+                let [prompt, negative] = [&request.prompt, negative].map(|text| pipeline.t5_tokens(text));
+                request.t5_length = prompt?.max(negative?).max(least);
+            }
+            None => {}
+        }
+        request.vae_tiling = self.vae_tiling.or(request.vae_tiling);
+        request.upscale = self.upscale.or(request.upscale);
+        Ok(())
+    }
+
+    /// Where the model's files are, in ComfyUI's folders; `None` if the file names no model, or the model in the box.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `workflow` or `from` naming a file that is not there, with the places looked at.
+    pub fn model_spec(&self, paths: &SearchPaths) -> Result<Option<ModelSpec>> {
+        let files = &self.files;
+        if let Some(model) = &self.model {
+            return Ok(Some(ModelSpec { model: Some(model.clone()), parts: PartFiles::default() }));
+        }
+        if files.transformer.is_none() && files.checkpoint.is_none() {
+            return Ok(None);
+        }
+        let mut parts = PartFiles::default();
+        if let Some(name) = &files.transformer {
+            parts.transformer = Some(find(paths, &["diffusion_models", "unet"], name, "--transformer")?);
+        }
+        if let Some(name) = &files.vae {
+            parts.vae = Some(find(paths, &["vae"], name, "--vae")?);
+        }
+        for name in &files.clip {
+            let path = find(paths, &["text_encoders", "clip"], name, "--clip-l and --t5xxl")?;
+            // Which of the two it is, its tensors tell.
+            if Part::open(&path, Component::T5).is_ok() {
+                parts.t5xxl = Some(path);
+            } else {
+                parts.clip_l = Some(path);
+            }
+        }
+        let model = match &files.checkpoint {
+            None => None,
+            Some(name) => {
+                let path = find(paths, &["checkpoints"], name, "-m")?;
+                if parts.transformer.is_none() { Some(path.display().to_string()) } else { None }
+            }
+        };
+        Ok(Some(ModelSpec { model, parts }))
+    }
+
+    /// Where the upscaler's file is, if one is named.
+    ///
+    /// # Errors
+    /// As [`Recipe::model_spec`].
+    pub fn upscaler(&self, paths: &SearchPaths) -> Result<Option<PathBuf>> {
+        let found = |name: &String| find(paths, &["upscale_models"], name, "--upscaler");
+        self.files.upscaler.as_ref().map(found).transpose()
+    }
+
+    /// Where the LoRAs' files are.
+    ///
+    /// # Errors
+    /// As [`Recipe::model_spec`].
+    pub fn lora_files(&self, paths: &SearchPaths) -> Result<Vec<(PathBuf, f32)>> {
+        let found = |lora: &LoraAsked| Ok((find(paths, &["loras"], &lora.file, "--lora")?, lora.weight));
+        self.loras.iter().map(found).collect()
+    }
+}
+
+/// A file by ComfyUI's name, which may have folders in it but never leads out of ComfyUI's own.
+fn find(paths: &SearchPaths, folders: &[&str], name: &str, flag: &str) -> Result<PathBuf> {
+    let relative = PathBuf::from(name.replace('\\', "/"));
+    let stays = relative.components().all(|part| matches!(part, PathComponent::Normal(_)));
+    let shown = graph::shortened(name);
+    if !stays || name.is_empty() {
+        return Err(graph::wrong(format!("names the file '{shown}', which is no name in a folder of ComfyUI's")));
+    }
+    let places = paths.comfyui.iter().flat_map(|root| {
+        let models = root.join("models");
+        let tree = if models.is_dir() { models } else { root.clone() };
+        folders.iter().map(move |folder| tree.join(folder))
+    });
+    let places: Vec<PathBuf> = places.collect();
+    if let Some(found) = places.iter().map(|place| place.join(&relative)).find(|path| path.is_file()) {
+        return Ok(found);
+    }
+    let looked: Vec<String> = places.iter().map(|place| format!("'{}'", place.display())).collect();
+    let looked = if looked.is_empty() {
+        "no folder of ComfyUI's is known".into()
+    } else {
+        format!("looked in {}", looked.join(", "))
+    };
+    let hint = format!("set COMFYUI_PATH, or say {flag}");
+    Err(graph::wrong(format!("needs the file '{shown}', which is not there ({looked}); hint: {hint}")))
+}
+
+fn is_picture(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"\x89PNG") || bytes.starts_with(&[0xFF, 0xD8, 0xFF]) || bytes.starts_with(b"RIFF")
+}
+
+impl Recipe {
+    /// A workflow's file: JSON, or a picture that ComfyUI wrote.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] about `workflow`.
+    pub fn from_workflow_file(path: &Path) -> Result<Self> {
+        let bytes =
+            image_file::contents(path).map_err(|problem| graph::wrong(format!("'{}' {problem}", path.display())))?;
+        let read = if is_picture(&bytes) {
+            Self::from_workflow_picture(&bytes)
+        } else {
+            let json = String::from_utf8(bytes).map_err(|_| graph::wrong("is neither text nor a picture"));
+            json.and_then(|json| Self::from_workflow(json.trim_start_matches('\u{FEFF}')))
+        };
+        read.map_err(|e| in_file(e, path))
+    }
+
+    /// How the picture in a file was made.
+    ///
+    /// # Errors
+    /// As [`Recipe::from_picture`].
+    pub fn from_picture_file(path: &Path) -> Result<Self> {
+        let bytes = image_file::contents(path)
+            .map_err(|problem| Error::asked("from", format!("'{}' {problem}", path.display())))?;
+        Self::from_picture(&bytes).map_err(|e| in_file(e, path))
+    }
+}
+
+/// An error about a file's contents, with the file.
+fn in_file(error: Error, path: &Path) -> Error {
+    match error {
+        Error::Asked { field, problem } => Error::asked(field, format!("'{}' {problem}", path.display())),
+        other => other,
+    }
+}
