@@ -25,6 +25,7 @@ use flux::{
 use crate::{
     Usage,
     compute_args::{CacheArgs, ComputeArgs},
+    lora_args::LoraArgs,
     model_args::{ModelArgs, shown},
     output::{self, Template},
     progress::Progress,
@@ -112,6 +113,8 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    lora: LoraArgs,
+    #[command(flatten)]
     compute: ComputeArgs,
     #[command(flatten)]
     cache: CacheArgs,
@@ -144,11 +147,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ..compute
     };
     let files = recipe_args::model(&args.model, recipe.as_ref())?;
-    let pipeline = Pipeline::load(files, &options, &mut watch)?;
+    let loras = recipe_args::loras(&args.lora, recipe.as_ref())?;
+    let mut pipeline = Pipeline::load(files, &options, &mut watch)?;
+    let reports = pipeline.set_loras(&loras)?;
     watch.progress.loaded(pipeline.name(), pipeline.notice(), start.elapsed());
     for note in recipe.iter().flat_map(|recipe| &recipe.notes) {
         watch.progress.note(&format!("note: {note}"));
     }
+    args.lora.report(&reports, &mut |line| watch.progress.note(line))?;
 
     let request = request(args, &pipeline, prompt, recipe.as_ref())?;
     pipeline.check(&request)?;
@@ -337,6 +343,7 @@ fn report(args: &Args, pipeline: &Pipeline, request: &Request, written: &[Writte
             "steps": request.steps,
             "guidance": request.guidance,
             "true_cfg": request.true_cfg,
+            "loras": pipeline.provenance(request, request.seed).loras,
             "images": written,
             "seconds": seconds,
             "planned_bytes": pipeline.plan(request)?.peak_bytes(),

@@ -10,6 +10,7 @@ use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
 use flux::{
     image_file,
+    lora::Lora,
     model::{Family, ModelSpec, SearchPaths},
     weights::{Checkpoint, Component, Detected, Naming, detect},
 };
@@ -144,7 +145,14 @@ fn weights(path: &Path) -> Result<Report> {
         let missing = if missing.is_empty() { "nothing: all in one".into() } else { missing.join(", ") };
         facts.push(("also needed", missing));
     }
-    if found.is_empty() {
+    if found.is_empty()
+        && let Ok(lora) = Lora::open(path)
+    {
+        let layers =
+            format!("a LoRA for {} layers of some model; darkroom generate --lora tells if it fits", lora.layers());
+        facts.push(("holds", layers));
+        facts.push(("hash", format!("{} (AutoV3)", lora.hash())));
+    } else if found.is_empty() {
         let names: Vec<&str> = checkpoint.tensors().take(3).map(|(name, _)| name).collect();
         facts.push(("holds", format!("nothing darkroom knows; its first tensors are {}", names.join(", "))));
     }

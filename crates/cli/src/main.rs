@@ -7,6 +7,7 @@ mod compute_args;
 mod convert;
 mod generate;
 mod inspect;
+mod lora_args;
 mod model_args;
 mod output;
 mod plan;

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use flux::{model::ModelFiles, recipe::Recipe};
+use flux::{lora::Loras, model::ModelFiles, recipe::Recipe};
 
 use crate::{
     Usage,
+    lora_args::LoraArgs,
     model_args::{ModelArgs, search_paths},
     size_args::SizeArgs,
 };
@@ -57,13 +58,18 @@ pub(crate) fn upscaler(args: &SizeArgs, recipe: Option<&Recipe>) -> Result<Optio
     })
 }
 
+/// The recipe's LoRAs, unless flags name others.
+pub(crate) fn loras(args: &LoraArgs, recipe: Option<&Recipe>) -> Result<Loras> {
+    Ok(match recipe {
+        Some(recipe) if args.names_none() => args.open(&recipe.lora_files(&search_paths())?)?,
+        _ => args.open(&[])?,
+    })
+}
+
 /// Refuses what a recipe asks for and nothing here can give yet.
 pub(crate) fn refuse(recipe: &Recipe) -> Result<()> {
     if let Some(image) = &recipe.image {
         return Err(Usage(format!("--workflow: begins with the picture '{image}', which is not possible")).into());
-    }
-    if let Some(lora) = recipe.loras.first() {
-        return Err(Usage(format!("--workflow: applies the LoRA '{}', which is not possible", lora.file)).into());
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use std::str::FromStr;
 use png::text_metadata::{ITXtChunk, TEXtChunk};
 
 use crate::error::{Error, Result};
+pub use crate::lora::LoraUsed;
 use crate::pixels::Rgb8;
 use crate::safety::Reviewed;
 pub use decode::{Decoded, MAX_FILE, MAX_INPUT_PIXELS, contents, decode, open};

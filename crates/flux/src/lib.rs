@@ -70,6 +70,7 @@ pub mod watch;
 // What the models are made of.
 pub mod memory;
 mod nn;
+pub mod lora;
 pub mod weights;
 pub mod convert;
 

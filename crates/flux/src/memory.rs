@@ -30,6 +30,13 @@ impl Extent {
         pinned.map(|piece| piece.len() as u64).sum()
     }
 
+    /// Leaves out those of these bytes that it has.
+    pub(crate) fn remove<'a>(&mut self, bytes: impl Iterator<Item = &'a Bytes>) {
+        let place = |bytes: &Bytes| (bytes.get().as_ptr(), bytes.len());
+        let gone: Vec<_> = bytes.map(place).collect();
+        self.pieces.retain(|piece| !gone.contains(&place(piece)));
+    }
+
     /// Has the system read them ahead.
     pub fn prefetch(&self) {
         self.pieces.iter().for_each(Bytes::prefetch);

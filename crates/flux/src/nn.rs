@@ -1,10 +1,10 @@
 //! Layers with weights that several models share: fully connected, convolution, norm, and the block of CLIP and SigLIP.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
-use tensor::{GroupNorm, Mask, Padding, Tensor, Unary, Weight};
+use tensor::{End, GroupNorm, Mask, Padding, Tensor, Unary, Weight};
 
-use crate::{error::Result, weights::Weights};
+use crate::{error::Result, lora::Added, weights::Weights};
 
 /// `y = x·Wᵀ + b`.
 #[derive(Clone, Debug)]
@@ -13,9 +13,21 @@ pub struct Linear {
     pub weight: Weight,
     /// `[out]`.
     pub bias: Option<Tensor>,
+    /// What adapters change.
+    pub(crate) added: Option<Arc<Added>>,
 }
 
 impl Linear {
+    /// A layer without adapters: `weight [out, in]`, `bias [out]`.
+    pub fn new(weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { weight, bias, added: None }
+    }
+
+    /// Elements of a row of its input: more than the weight has columns where an adapter widens it.
+    pub(crate) fn in_features(&self) -> usize {
+        self.added.as_ref().and_then(|added| added.widened()).unwrap_or_else(|| self.weight.row_len())
+    }
+
     /// Of a model in int8, a layer that stays in bf16: few numbers pass through it, and all that follows hangs on them.
     pub(crate) fn sensitive(mut self) -> Self {
         let precision = self.weight.precision().without_int8();
@@ -26,25 +38,71 @@ impl Linear {
     /// `[.., in]` → `[.., out]`.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        match &self.added {
+            None => x.linear(&self.weight, self.bias.as_ref()),
+            Some(added) => added.forward(self, &[x], End::Nothing),
+        }
     }
 
     /// `f(forward(x))`.
     #[track_caller]
     pub fn then(&self, x: &Tensor, f: Unary) -> Tensor {
-        x.linear_unary(&self.weight, self.bias.as_ref(), f)
+        match &self.added {
+            None => x.linear_unary(&self.weight, self.bias.as_ref(), f),
+            Some(added) => added.forward(self, &[x], End::Unary(f)),
+        }
     }
 
     /// The layer of some of the out-features; nothing is copied.
     pub fn rows(&self, range: Range<usize>) -> Self {
         let bias = self.bias.as_ref().map(|bias| bias.slice(0, range.start, range.len()));
-        Self { weight: self.weight.slice_rows(range), bias }
+        Self::new(self.weight.slice_rows(range), bias)
     }
 
     /// `residual + gate · forward(x)`; the columns of x may lie in several tensors, side by side.
     #[track_caller]
     pub fn gated_add(&self, residual: &Tensor, gate: &Tensor, x: &[&Tensor]) -> Tensor {
-        residual.linear_gated_add(gate, x, &self.weight, self.bias.as_ref())
+        match &self.added {
+            None => residual.linear_gated_add(gate, x, &self.weight, self.bias.as_ref()),
+            Some(added) => added.forward(self, x, End::GatedAdd { residual, gate }),
+        }
+    }
+}
+
+/// A layer or vector of a model, and what it is called.
+#[derive(Debug)]
+pub(crate) struct Named<T> {
+    /// Of its tensor in the checkpoint, without `.weight`.
+    pub(crate) name: String,
+    /// The block of the model's layout that it is in.
+    pub(crate) block: Option<usize>,
+    /// Which of the tensor's rows is its first.
+    pub(crate) first_row: usize,
+    pub(crate) it: T,
+}
+
+/// What adapters can change in a model.
+#[derive(Debug, Default)]
+pub(crate) struct Parts<'a> {
+    pub(crate) linears: Vec<Named<&'a mut Linear>>,
+    /// Norms' scales.
+    pub(crate) vectors: Vec<Named<&'a mut Tensor>>,
+    /// The block that is being visited.
+    pub(crate) block: Option<usize>,
+}
+
+impl<'a> Parts<'a> {
+    pub(crate) fn linear(&mut self, name: impl Into<String>, it: &'a mut Linear) {
+        self.rows(name, 0, it);
+    }
+
+    /// A layer of some of a tensor's rows.
+    pub(crate) fn rows(&mut self, name: impl Into<String>, first_row: usize, it: &'a mut Linear) {
+        self.linears.push(Named { name: name.into(), block: self.block, first_row, it });
+    }
+
+    pub(crate) fn vector(&mut self, name: impl Into<String>, it: &'a mut Tensor) {
+        self.vectors.push(Named { name: name.into(), block: self.block, first_row: 0, it });
     }
 }
 
@@ -163,6 +221,16 @@ impl EncoderLayer {
             fc2: weights.linear(&format!("{name}.mlp.fc2"), d, config.intermediate_size)?,
             activation: config.activation,
         })
+    }
+
+    /// `name` is `….encoder.layers.N`.
+    pub(crate) fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        parts.linear(format!("{name}.self_attn.q_proj"), &mut self.q_proj);
+        parts.linear(format!("{name}.self_attn.k_proj"), &mut self.k_proj);
+        parts.linear(format!("{name}.self_attn.v_proj"), &mut self.v_proj);
+        parts.linear(format!("{name}.self_attn.out_proj"), &mut self.out_proj);
+        parts.linear(format!("{name}.mlp.fc1"), &mut self.fc1);
+        parts.linear(format!("{name}.mlp.fc2"), &mut self.fc2);
     }
 
     /// `x [tokens, width]` → the same.

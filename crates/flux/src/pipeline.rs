@@ -12,8 +12,9 @@ use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
 use crate::{
     denoise::{Guided, denoise},
     error::{Error, Result},
-    image_file::{Provenance, Upscaled},
+    image_file::{LoraUsed, Provenance, Upscaled},
     latents::Latents,
+    lora::{self, Applied, LoraReport, Loras},
     memory::{Extent, Stream},
     model::{Defaults, ModelFiles, Tokenizer},
     pixels::{self, Range, Rgb8},
@@ -80,14 +81,16 @@ pub struct Pipeline {
     clip_tokenizer: Tokenizer<ClipTokenizer>,
     t5_tokenizer: Tokenizer<T5Tokenizer>,
     clip: Clip,
-    /// Where CLIP's weights lie.
-    clip_extent: Extent,
     t5: T5,
     transformer: Flux,
     scheduler: SchedulerConfig,
     vae: Decoder,
     vae_extent: Extent,
     previewer: Previewer,
+    loras: Loras,
+    lora_reports: Vec<LoraReport>,
+    /// What they keep in memory beside their files.
+    lora_bytes: u64,
 }
 
 /// A finished picture.
@@ -151,7 +154,6 @@ impl Pipeline {
         }
         let weights = files.clip_l.weights(&backend, gentle);
         let clip = Clip::load(clip_config, &weights)?;
-        let clip_extent = weights.extent();
 
         watch.event(Event::Loading("t5"));
         let t5_tokenizer = files.load_t5_tokenizer()?;
@@ -178,13 +180,15 @@ impl Pipeline {
             clip_tokenizer,
             t5_tokenizer,
             clip,
-            clip_extent,
             t5,
             transformer,
             scheduler,
             vae,
             vae_extent,
             previewer,
+            loras: Loras::default(),
+            lora_reports: Vec::new(),
+            lora_bytes: 0,
         };
         pipeline.check_fit(pipeline.files.transformer.checkpoint.origin())?;
         pipeline.release(); // small tensors were read all over the files
@@ -194,7 +198,7 @@ impl Pipeline {
     /// Gives back the memory of all weights and of activations gone by. A pipeline that waits for its next request takes
     /// little then; the weights come back from their files when they are used.
     pub fn release(&self) {
-        self.clip_extent.release();
+        self.clip.layout().release();
         self.t5.layout().release();
         self.transformer.layout().release();
         self.vae_extent.release();
@@ -276,7 +280,7 @@ impl Pipeline {
         request.check(2 * self.vae.config().factor() as u32)?;
         let plan = self.plan(request)?;
         if plan.shortfall().is_some() {
-            return Err(plan::refuse(&plan, size(request), |size| plan::plan(&self.files, size, &self.options)));
+            return Err(plan::refuse(&plan, size(request), |size| self.plan_size(size)));
         }
         Ok(plan)
     }
@@ -300,7 +304,44 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be used.
     pub fn plan(&self, request: &Request) -> Result<Plan> {
-        plan::plan(&self.files, size(request), &self.options)
+        self.plan_size(size(request))
+    }
+
+    fn plan_size(&self, size: Size) -> Result<Plan> {
+        let (takes, latents) = (self.transformer.config().in_channels, 4 * self.vae.config().latent_channels);
+        if takes != latents {
+            let problem =
+                format!("a control LoRA gives 'img_in' {takes} channels, but there are {latents} of noise alone");
+            return Err(Error::asked("lora", problem));
+        }
+        plan::plan_with(&self.files, size, &self.options, &self.loras, self.lora_bytes)
+    }
+
+    /// Applies LoRAs with their weights in the place of those before; without any, the model is what it was, bit for bit. Takes
+    /// the time of reading their headers (and with DoRA, the first time, of reading the layers that it changes).
+    ///
+    /// # Errors
+    /// [`Error::File`] naming the LoRA and the tensor, [`Error::Asked`] about `lora` or `lora_merge`; nothing has changed then.
+    pub fn set_loras(&mut self, loras: &Loras) -> Result<Vec<LoraReport>> {
+        let mut models = [
+            lora::Model::transformer(&mut self.transformer),
+            lora::Model::clip(&mut self.clip),
+            lora::Model::t5(&mut self.t5),
+        ];
+        let applied = lora::apply(&mut models, loras, &self.backend)?;
+        self.transformer.widen();
+        self.release(); // all over the files layers were read
+        let Applied { reports, own_bytes } = applied;
+        self.encoders = OnceLock::new();
+        self.loras = loras.clone();
+        self.lora_bytes = own_bytes;
+        self.lora_reports.clone_from(&reports);
+        Ok(reports)
+    }
+
+    /// The LoRAs that are applied.
+    pub fn loras(&self) -> &Loras {
+        &self.loras
     }
 
     /// How a picture of `request` with this seed is made, for its metadata.
@@ -323,6 +364,7 @@ impl Pipeline {
             safety: self.safety.name().into(),
             vae_tiling: request.vae_tiling,
             upscaled: request.upscale.map(|scale| self.upscaled(scale)).into_iter().collect(),
+            loras: LoraUsed::all(&self.loras),
         }
     }
 
@@ -447,7 +489,7 @@ impl Pipeline {
             }
         }
         let pooled = self.clip.forward(&self.backend, &clip_ids).pooled;
-        self.clip_extent.release();
+        self.clip.layout().release();
         self.backend.release_idle();
         let stream = Stream::new(self.t5.layout(), plan.part("t5").map_or(0, |part| part.resident_blocks));
         stream.begin();
@@ -477,6 +519,12 @@ impl Pipeline {
         for part in [&self.files.clip_l, &self.files.t5] {
             key.text(&format!("{:?}", part.detected));
             part.checkpoint.files().iter().for_each(|file| key.file(file));
+        }
+        for ((lora, weight), report) in self.loras.used.iter().zip(&self.lora_reports) {
+            if report.changes_text() {
+                key.text(&format!("lora {weight} {}", self.loras.merge));
+                lora.files().iter().for_each(|file| key.file(file));
+            }
         }
         key
     }

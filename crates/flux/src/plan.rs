@@ -16,6 +16,7 @@ use crate::{
     denoise::{Guided, denoise},
     error::{Error, Result},
     latents::Latents,
+    lora::{self, Loras, Model},
     memory::{self, Layout},
     model::ModelFiles,
     pipeline::LoadOptions,
@@ -199,6 +200,17 @@ struct Configs {
 /// # Errors
 /// If a file cannot be used.
 pub fn plan(files: &ModelFiles, size: Size, options: &LoadOptions) -> Result<Plan> {
+    plan_with(files, size, options, &Loras::default(), 0)
+}
+
+/// As [`plan`], with LoRAs, which keep `own_bytes` in memory beside their files.
+pub(crate) fn plan_with(
+    files: &ModelFiles,
+    size: Size,
+    options: &LoadOptions,
+    loras: &Loras,
+    own_bytes: u64,
+) -> Result<Plan> {
     let configs = Configs {
         clip: files.clip_l.clip_config()?,
         t5: files.t5.t5_config()?,
@@ -216,7 +228,7 @@ pub fn plan(files: &ModelFiles, size: Size, options: &LoadOptions) -> Result<Pla
             part(&files.vae, gentle),
         ]
     };
-    run(&configs, weights, size, precision, options)
+    run(&configs, weights, size, precision, options, (loras, own_bytes))
 }
 
 /// Plans FLUX.1 \[dev\], Krea \[dev\] (or schnell, without guidance) with weights of this format, from no files at all.
@@ -238,7 +250,7 @@ pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size, options: &Load
     let weights = |backend: &Arc<dyn Backend>| {
         parts.map(|(dtype, precision)| Weights::planned(dtype, backend.clone(), precision))
     };
-    run(&configs, weights, size, precision, options)
+    run(&configs, weights, size, precision, options, (&Loras::default(), 0))
 }
 
 fn run(
@@ -247,11 +259,12 @@ fn run(
     size: Size,
     precision: Precision,
     options: &LoadOptions,
+    loras: (&Loras, u64),
 ) -> Result<Plan> {
     let tiled = size.vae_tiling.unwrap_or(u64::from(size.width) * u64::from(size.height) > TILED_FROM);
-    let mut plan = run_decoding(configs, &weights, size, precision, options, tiled)?;
+    let mut plan = run_decoding(configs, &weights, size, precision, options, loras, tiled)?;
     if !tiled && size.vae_tiling.is_none() && plan.shortfall().is_some() {
-        let in_tiles = run_decoding(configs, &weights, size, precision, options, true)?;
+        let in_tiles = run_decoding(configs, &weights, size, precision, options, loras, true)?;
         if in_tiles.least_bytes() < plan.least_bytes() {
             plan = in_tiles;
         }
@@ -265,6 +278,7 @@ fn run_decoding(
     size: Size,
     precision: Precision,
     options: &LoadOptions,
+    (loras, own_bytes): (&Loras, u64),
     tiled: bool,
 ) -> Result<Plan> {
     let configs = configs.clone();
@@ -277,12 +291,17 @@ fn run_decoding(
     let [rows, columns] = grid;
 
     // As in a pipeline: all parts are loaded, which puts their small tensors into memory, before the first one runs.
-    let clip = Clip::load(configs.clip, &clip_weights)?;
-    let t5 = T5::load(configs.t5, &t5_weights)?;
-    let flux = Flux::load(configs.flux, &flux_weights)?;
+    let mut clip = Clip::load(configs.clip, &clip_weights)?;
+    let mut t5 = T5::load(configs.t5, &t5_weights)?;
+    let mut flux = Flux::load(configs.flux, &flux_weights)?;
+    if !loras.used.is_empty() {
+        let mut models = [Model::transformer(&mut flux), Model::clip(&mut clip), Model::t5(&mut t5)];
+        lora::apply(&mut models, loras, &backend)?;
+        flux.widen();
+    }
     let vae = Decoder::load(configs.vae, &vae_weights)?;
-    let whole = |weights: &Weights| Layout { fixed: weights.extent(), blocks: Vec::new() };
-    let layouts = [whole(&clip_weights), t5.layout().clone(), flux.layout().clone(), whole(&vae_weights)];
+    let vae_layout = Layout { fixed: vae_weights.extent(), blocks: Vec::new() };
+    let layouts = [clip.layout().clone(), t5.layout().clone(), flux.layout().clone(), vae_layout];
 
     let mut parts = Vec::new();
     let mut measure = |name, weights: &Weights, layout: &Layout, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
@@ -291,7 +310,7 @@ fn run_decoding(
         parts.push(PartPlan {
             name,
             parameters: weights.parameters_taken(),
-            weight_bytes: weights.bytes_taken(),
+            weight_bytes: layout.bytes(),
             blocks: layout.blocks.iter().map(memory::Extent::bytes).collect(),
             resident_blocks: layout.blocks.len(),
             work: counter.report(),
@@ -334,7 +353,7 @@ fn run_decoding(
         // The whole picture and two rows of tiles, f32.
         vae.work.peak_bytes += 4 * 3 * (4 * rows * columns * factor * factor) as u64 * 3;
     }
-    let mut pinned: u64 = layouts.iter().map(Layout::pinned_bytes).sum();
+    let mut pinned: u64 = layouts.iter().map(Layout::pinned_bytes).sum::<u64>() + own_bytes;
     if let Some(scale) = size.upscale {
         let upscaler = Upscaler::find(scale, options.upscaler.as_deref(), &backend)?;
         counter.reset();

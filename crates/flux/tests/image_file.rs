@@ -1,6 +1,6 @@
 //! Pictures written and read back: every format at every metadata level, foreign metadata, and damaged files.
 
-use flux::image_file::{Encoding, Format, Found, MetadataLevel, Provenance, Upscaled, encode, read};
+use flux::image_file::{Encoding, Format, Found, LoraUsed, MetadataLevel, Provenance, Upscaled, encode, read};
 use flux::pixels::Rgb8;
 use flux::safety::{Reviewed, Safety};
 
@@ -31,6 +31,7 @@ fn provenance(prompt: &str) -> Provenance {
         safety: "off".into(),
         vae_tiling: Some(false),
         upscaled: vec![Upscaled { scale: 4, network: "span-x4".into() }],
+        loras: vec![LoraUsed { name: "ink, \"wash\"".into(), weight: 0.8, hash: "0123456789ab".into() }],
     }
 }
 

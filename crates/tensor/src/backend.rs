@@ -6,7 +6,7 @@
 //!
 //! All activations are f32. A new backend is complete when it has the required operations.
 
-use std::{any::Any, fmt::Debug, sync::Arc};
+use std::{any::Any, fmt::Debug, ops::Range, sync::Arc};
 
 use crate::{Precision, Shape, Tensor, Weight};
 
@@ -105,6 +105,62 @@ pub struct GroupNorm<'a> {
     pub eps: f32,
 }
 
+/// A product that is added to a linear layer's: a low-rank adapter's second factor on what the first one gave.
+#[derive(Clone, Debug)]
+pub struct Term<'a> {
+    /// On the layer's tokens, `[.., ≥ start + weight's row length]`.
+    pub x: &'a Tensor,
+    /// The element of each of x's rows with which the product begins.
+    pub start: usize,
+    /// `[out, some of x's columns]`.
+    pub weight: &'a Weight,
+    /// Of the weight's rows, those that need not be zero: nothing is computed for the others.
+    pub rows: Range<usize>,
+}
+
+/// What a linear layer with [`Term`]s ends with.
+#[derive(Clone, Copy, Debug)]
+pub enum End<'a> {
+    /// Nothing more.
+    Nothing,
+    /// A function of each element.
+    Unary(Unary),
+    /// `residual + gate · y`; `residual [.., out]`, `gate [out]`.
+    GatedAdd {
+        /// As large as the result.
+        residual: &'a Tensor,
+        /// One number for each column.
+        gate: &'a Tensor,
+    },
+}
+
+impl End<'_> {
+    /// Applied to `y`.
+    #[track_caller]
+    pub fn of(self, y: Tensor) -> Tensor {
+        match self {
+            Self::Nothing => y,
+            Self::Unary(f) => y.unary(f),
+            Self::GatedAdd { residual, gate } => residual.add(&y.mul(gate)),
+        }
+    }
+}
+
+/// [`Backend::linear_sum`] in operations of their own.
+pub(crate) fn linear_sum_in_parts(
+    x: &[&Tensor],
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    terms: &[Term<'_>],
+    end: End<'_>,
+) -> Tensor {
+    let mut y = Tensor::concat(x, x[0].shape().rank() - 1).linear(weight, bias);
+    for Term { x, start, weight, .. } in terms {
+        y = y.add(&x.slice(x.shape().rank() - 1, *start, weight.row_len()).linear(weight, None));
+    }
+    end.of(y)
+}
+
 /// The operations. See the module's header for the two kinds.
 ///
 /// Backends make their results with [`Tensor::new`].
@@ -194,6 +250,18 @@ pub trait Backend: Any + Debug + Send + Sync {
     ) -> Tensor {
         let x = self.concat(x, residual.shape().rank() - 1);
         self.binary(residual, &self.linear(&x, weight, bias).mul(gate), Binary::Add)
+    }
+
+    /// `end(linear(x) + Σ term.x[.., columns] · term.weightᵀ)`; the columns of x may lie in several tensors, side by side.
+    fn linear_sum(
+        &self,
+        x: &[&Tensor],
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        terms: &[Term<'_>],
+        end: End<'_>,
+    ) -> Tensor {
+        linear_sum_in_parts(x, weight, bias, terms, end)
     }
 
     /// `(1 + scale) · layer_norm(x) + shift`; `shift, scale [last]`.

@@ -7,8 +7,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{
-    Backend, Binary, Buffer, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
-    cpu::{Footprint, Level},
+    Backend, Binary, Buffer, End, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Term, Unary, Weight,
+    backend::linear_sum_in_parts,
+    cpu::{FEW, Footprint, Level},
 };
 
 /// What was counted. A multiplication and the addition that follows it are two FLOP.
@@ -224,6 +225,34 @@ impl Backend for DryRun {
     ) -> Tensor {
         let y = self.linear(residual, weight, bias);
         self.ledger.work().other_flop += 2 * y.shape().count() as u64;
+        y
+    }
+
+    fn linear_sum(
+        &self,
+        x: &[&Tensor],
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        terms: &[Term<'_>],
+        end: End<'_>,
+    ) -> Tensor {
+        let m = x[0].shape().rows();
+        if m <= FEW {
+            return linear_sum_in_parts(x, weight, bias, terms, end);
+        }
+        let y = self.moved(x[0], x[0].shape().with_last(weight.out_features()));
+        let packed: usize = terms.iter().map(|term| self.kernels.term(m, term.weight)).sum();
+        self.beside(self.kernels.linear(m, weight) + packed);
+        let mut work = self.ledger.work();
+        let products =
+            weight.shape().count() + terms.iter().map(|term| term.rows.len() * term.weight.row_len()).sum::<usize>();
+        work.linear_flop += 2 * (m * products) as u64;
+        work.other_flop += match end {
+            End::Nothing => 0,
+            End::Unary(_) => y.shape().count() as u64,
+            End::GatedAdd { .. } => 2 * y.shape().count() as u64,
+        };
+        drop(work);
         y
     }
 

@@ -30,7 +30,7 @@ mod shape;
 mod tensor;
 mod weight;
 
-pub use backend::{Backend, Binary, GroupNorm, Mask, Padding, Qkv, Unary};
+pub use backend::{Backend, Binary, End, GroupNorm, Mask, Padding, Qkv, Term, Unary};
 pub use device::{Device, UnknownDevice};
 pub use dtype::DType;
 pub use file::MappedFile;

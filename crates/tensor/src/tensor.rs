@@ -5,7 +5,7 @@
 
 use std::{any::Any, fmt, sync::Arc};
 
-use crate::{Backend, Binary, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Unary, Weight};
+use crate::{Backend, Binary, End, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Term, Unary, Weight};
 
 /// Elements on a backend, opaque to all others.
 pub type Buffer = Arc<dyn Any + Send + Sync>;
@@ -105,6 +105,30 @@ impl Tensor {
         Self::check_bias(weight, bias);
         self.check_row(gate);
         self.backend.linear_gated_add(self, gate, x, weight, bias)
+    }
+
+    /// `end(x·Wᵀ + bias + Σ terms)`: a layer with what adapters add to it. The columns of x lie in several tensors, side by
+    /// side, or in one.
+    #[track_caller]
+    pub fn linear_sum(x: &[&Self], weight: &Weight, bias: Option<&Self>, terms: &[Term<'_>], end: End<'_>) -> Self {
+        let [first, ..] = x else { panic!("nothing to multiply") };
+        let columns: usize = x.iter().map(|part| part.shape.last()).sum();
+        assert!(columns == weight.row_len(), "{columns} columns and a weight of {}", weight.shape());
+        for x in x.iter().chain(terms.iter().map(|term| &term.x)) {
+            let fits = x.shape.rank() > 0 && x.shape.with_last(1) == first.shape.with_last(1);
+            assert!(fits, "{} beside {}", x.shape, first.shape);
+        }
+        let out = weight.out_features();
+        for Term { x, start, weight: factor, rows } in terms {
+            assert!(start + factor.row_len() <= x.shape.last(), "columns of {} in {}", factor.shape(), x.shape);
+            assert!(factor.out_features() == out && rows.end <= out, "rows {rows:?} of {} in {out}", factor.shape());
+        }
+        Self::check_bias(weight, bias);
+        if let End::GatedAdd { residual, gate } = end {
+            assert!(residual.shape == first.shape.with_last(out), "a residual of {} for {out}", residual.shape);
+            residual.check_row(gate);
+        }
+        first.backend.linear_sum(x, weight, bias, terms, end)
     }
 
     #[track_caller]

@@ -315,6 +315,69 @@ impl Weight {
         Self { shape: self.shape.with(0, range.len()), rows, precision: self.precision }
     }
 
+    /// The rows of all parts, first part first, with the first one's precision; nothing is copied.
+    ///
+    /// # Panics
+    /// If there are no parts, or their rows differ in length.
+    pub fn stacked(parts: impl IntoIterator<Item = Self>) -> Self {
+        let mut parts = parts.into_iter();
+        let Some(mut whole) = parts.next() else { panic!("nothing to stack") };
+        for part in parts {
+            let count = whole.out_features() + part.out_features();
+            assert!(part.shape.with(0, 0) == whole.shape.with(0, 0), "{} under {}", part.shape, whole.shape);
+            whole.shape = whole.shape.with(0, count);
+            whole.rows.extend(part.rows);
+        }
+        whole
+    }
+
+    /// Rows of zeros, which take no memory.
+    pub fn zeros(rows: usize, row_len: usize, precision: Precision) -> Self {
+        static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+        let dtype = DType::BF16;
+        let at_once = (ZEROS.len() / dtype.bytes(row_len).max(1)).max(1);
+        let piece = |count: usize| {
+            let len = dtype.bytes(count * row_len);
+            let bytes = ZEROS.get(..len).map_or_else(|| Bytes::from(Arc::from(vec![0; len])), Bytes::Static);
+            Rows { count, dtype, scale: Scale::NONE, bytes }
+        };
+        let pieces = (0..rows).step_by(at_once).map(|first| piece(at_once.min(rows - first))).collect();
+        Self::new([rows, row_len], pieces, precision)
+    }
+
+    /// Each row times its factor; nothing is copied. `None` for formats whose blocks have scales of their own beside them.
+    ///
+    /// # Panics
+    /// If there is not a factor for each row.
+    pub fn scaled_rows(&self, factors: &[f32]) -> Option<Self> {
+        assert_eq!(factors.len(), self.out_features(), "a factor for each row");
+        let mut rest = factors;
+        let mut scaled = self.clone();
+        for piece in &mut scaled.rows {
+            let (own, behind) = rest.split_at(piece.count);
+            rest = behind;
+            if matches!(piece.scale, Scale::PerBlock(_)) {
+                return None;
+            }
+            let scales = own.iter().enumerate().map(|(row, factor)| piece.scale.of_row(row) * factor);
+            piece.scale = Scale::PerRow(scales.collect());
+        }
+        Some(scaled)
+    }
+
+    /// All elements times `factor`; nothing is copied. `None` as for [`Weight::scaled_rows`].
+    pub fn scaled(&self, factor: f32) -> Option<Self> {
+        let mut scaled = self.clone();
+        for piece in &mut scaled.rows {
+            match &mut piece.scale {
+                Scale::All(scale) => *scale *= factor,
+                Scale::PerRow(scales) => *scales = scales.iter().map(|scale| scale * factor).collect(),
+                Scale::PerBlock(_) => return None,
+            }
+        }
+        Some(scaled)
+    }
+
     /// Bytes of storage.
     pub fn byte_len(&self) -> usize {
         self.rows.iter().map(|r| r.bytes.len()).sum()

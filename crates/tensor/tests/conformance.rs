@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use half::{bf16, f16};
 use tensor::{
-    Backend, Bytes, DType, GroupNorm, Mask, Padding, Precision, Qkv, Rows, Scale, Shape, Tensor, Unary, Weight,
+    Backend, Bytes, DType, End, GroupNorm, Mask, Padding, Precision, Qkv, Rows, Scale, Shape, Tensor, Term, Unary,
+    Weight,
     cpu::{Cpu, Level},
     reference::Reference,
 };
@@ -329,6 +330,64 @@ fn linear_with_what_follows() {
                     t[3].linear_gated_add(&t[2], &[&t[0]], &weight, with_bias.then_some(&t[1]))
                 });
             }
+        }
+    }
+}
+
+#[test]
+fn linear_with_terms() {
+    let mut random = Random::new();
+    for (m, k, n) in [(1, 40, 19), (4, 33, 70), (7, 65, 64), (30, 70, 100), (65, 33, 200), (1500, 20, 90)] {
+        // One term of several blocks, one of odd rank for rows that no task's columns end with, one of no rank.
+        let ranks = [if m < 100 { 1100 } else { 3 }, 5, 0, 16];
+        let rows = [0..n, n / 3..n / 2, 1..2, n / 2..n];
+        let inputs = [
+            random.tensor([m, k]),
+            random.tensor([n]),
+            random.tensor([n]),
+            random.tensor([m, n]),
+            random.tensor([m, ranks[0]]),
+            random.tensor([m, 2 + 5 + 16]),
+        ];
+        for precision in PRECISIONS {
+            let weight = random.weight([n, k], &[(n, DType::BF16, 1.0)], precision);
+            let factors: Vec<Weight> = (ranks.iter().zip(&rows))
+                .map(|(&rank, rows)| {
+                    let precision = precision.without_int8();
+                    let factor = random.weight([rows.len(), rank], &[(rows.len(), DType::F32, 0.3)], precision);
+                    let zeros = |count| Weight::zeros(count, rank, precision);
+                    Weight::stacked([zeros(rows.start), factor, zeros(n - rows.end)])
+                })
+                .collect();
+            for end in 0..3 {
+                check(&random, &format!("linear {m}×{k}→{n} with terms, end {end}"), SUMS, &inputs, |_, t| {
+                    let end = match end {
+                        0 => End::Nothing,
+                        1 => End::Unary(Unary::GeluTanh),
+                        _ => End::GatedAdd { residual: &t[3], gate: &t[2] },
+                    };
+                    let at = [(&t[4], 0), (&t[5], 2), (&t[5], 1), (&t[5], 7)];
+                    let terms: Vec<Term<'_>> = (at.iter().zip(&factors).zip(&rows))
+                        .map(|(((x, start), weight), rows)| Term { x, start: *start, weight, rows: rows.clone() })
+                        .collect();
+                    let (left, right) = (t[0].slice(1, 0, k / 3), t[0].slice(1, k / 3, k - k / 3));
+                    Tensor::linear_sum(&[&left, &right], &weight, Some(&t[1]), &terms, end)
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn scaled_weights_are_what_they_say() {
+    let mut random = Random::new();
+    for dtype in DTYPES.into_iter().chain(BLOCKS) {
+        let weight = random.weight([3, 256], &[(1, dtype, 1.0), (2, dtype, 0.5)], Precision::F32);
+        let by_rows = weight.scaled_rows(&[2.0, 0.25, -1.0]).unwrap();
+        let (all, scaled, whole) = (weight.scaled(4.0).unwrap().to_f32(), by_rows.to_f32(), weight.to_f32());
+        for (i, value) in whole.iter().enumerate() {
+            assert_eq!(scaled[i], value * [2.0, 0.25, -1.0][i / 256], "{dtype:?}");
+            assert_eq!(all[i], value * 4.0, "{dtype:?}");
         }
     }
 }

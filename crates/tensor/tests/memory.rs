@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tensor::{
-    Backend, Bytes, DType, GroupNorm, Mask, Padding, Precision, Rows, Scale, Tensor, Unary, Weight,
+    Backend, Bytes, DType, End, GroupNorm, Mask, Padding, Precision, Rows, Scale, Tensor, Term, Unary, Weight,
     cpu::{Cpu, Level},
     dry_run::DryRun,
 };
@@ -61,6 +61,16 @@ fn no_operation_takes_more_than_the_dry_run_counts() {
                 start();
                 residual.linear_gated_add(&gate, &[&x], &w, None);
             });
+            for rows in [3, 300] {
+                compare(level, &format!("a layer of {rows} rows with terms in {precision}"), |backend, start| {
+                    let (x, w) = (zeros(backend, &[rows, 512]), weight(&[768, 512], precision));
+                    let (u, up) = (zeros(backend, &[rows, 96]), weight(&[768, 64], precision.without_int8()));
+                    let (residual, gate) = (zeros(backend, &[rows, 768]), zeros(backend, &[768]));
+                    let terms = [0, 32].map(|start| Term { x: &u, start, weight: &up, rows: 0..768 });
+                    start();
+                    Tensor::linear_sum(&[&x], &w, None, &terms, End::GatedAdd { residual: &residual, gate: &gate });
+                });
+            }
             for (kernel, stride) in [(3, 1), (1, 1), (3, 2)] {
                 compare(level, &format!("a convolution of {kernel} in {precision}"), |backend, start| {
                     let (x, w) = (zeros(backend, &[40, 50, 64]), weight(&[96, 64, kernel, kernel], precision));

@@ -19,7 +19,7 @@ use super::{
     measure::{Run, Subject, measure},
     problem,
 };
-use crate::{Usage, generate::parse_size, model_args::shown};
+use crate::{Usage, generate::parse_size, lora_args, model_args::shown};
 
 /// Time one evaluation of a transformer.
 #[derive(ClapArgs)]
@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// Tokens of text [default: 512, or those of the inputs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]
     text_tokens: Option<u32>,
+    /// Apply a LoRA with this weight, 1 without one; may be given several times
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora_args::parse)]
+    lora: Vec<lora_args::Asked>,
     #[command(flatten)]
     runs: Runs,
 }
@@ -68,6 +71,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     };
     let parameters = part.weights(&tensor::Device::DryRun.open(), args.runs.precision);
     Flux::load(config.clone(), &parameters)?;
+    let loras = lora_args::open(&args.lora, false)?;
     let subject = Subject {
         what: "step",
         title: format!(
@@ -88,10 +92,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "size": args.size.map(|(w, h)| [w, h]),
             "image_tokens": question.img_tokens,
             "text_tokens": question.txt_tokens,
+            "loras": loras.used.len(),
         }),
         prepare: &|backend| {
             let weights = part.weights(backend, args.runs.precision);
-            Ok(prepare(Flux::load(config.clone(), &weights)?, &question, backend))
+            let mut flux = Flux::load(config.clone(), &weights)?;
+            flux.set_loras(&loras, backend)?;
+            Ok(prepare(flux, &question, backend))
         },
         saved: &|out| out.reshape([1, out.shape()[0], out.shape()[1]]),
     };

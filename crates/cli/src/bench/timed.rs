@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use tensor::{Backend, Binary, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight};
+use tensor::{Backend, Binary, End, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Term, Unary, Weight};
 
 /// Seconds by kind of operation.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -228,6 +228,24 @@ impl Backend for Timed {
     fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, f: Unary) -> Tensor {
         let (inner, bias) = (Self::open(x), bias.map(Self::open));
         self.wrap(x, Kind::Linear, || self.inner.linear_unary(&inner, weight, bias.as_ref(), f))
+    }
+
+    fn linear_sum(
+        &self,
+        x: &[&Tensor],
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        terms: &[Term<'_>],
+        end: End<'_>,
+    ) -> Tensor {
+        let (inner, bias) = (x.iter().map(|part| Self::open(part)).collect::<Vec<_>>(), bias.map(Self::open));
+        let inner: Vec<&Tensor> = inner.iter().collect();
+        let inputs: Vec<Tensor> = terms.iter().map(|term| Self::open(term.x)).collect();
+        let terms: Vec<Term<'_>> = terms.iter().zip(&inputs).map(|(term, x)| Term { x, ..term.clone() }).collect();
+        let ends =
+            if let End::GatedAdd { residual, gate } = end { Some([residual, gate].map(Self::open)) } else { None };
+        let end = ends.as_ref().map_or(end, |[residual, gate]| End::GatedAdd { residual, gate });
+        self.wrap(x[0], Kind::Linear, || self.inner.linear_sum(&inner, weight, bias.as_ref(), &terms, end))
     }
 
     fn linear_gated_add(

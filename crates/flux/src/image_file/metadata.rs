@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Found;
 use crate::error::{Error, Result};
+use crate::lora::LoraUsed;
 
 /// How much a file tells about its picture's making. That a model made it is told at every level, as are the program
 /// and the safety policy.
@@ -92,6 +93,9 @@ pub struct Provenance {
     /// How it was enlarged, one after the other; `width` and `height` are from before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub upscaled: Vec<Upscaled>,
+    /// What changed the model.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<LoraUsed>,
 }
 
 /// A picture made larger by a network.
@@ -138,6 +142,10 @@ impl Provenance {
             let _ = write!(text, "Distilled CFG Scale: {guidance}, ");
         }
         let _ = write!(text, "Seed: {}, Size: {}x{}, ", self.seed, self.width, self.height);
+        if !self.loras.is_empty() {
+            let hashes: Vec<String> = self.loras.iter().map(|lora| format!("{}: {}", lora.name, lora.hash)).collect();
+            let _ = write!(text, "Lora hashes: {}, ", serde_json::Value::from(hashes.join(", ")));
+        }
         let _ = write!(text, "Model: {}, Version: {}", quoted(&self.model), quoted(&self.software));
         self.upscaled.iter().for_each(|upscaled| text.push_str(&upscaled.parameters()));
         text.retain(|c| !c.is_control() || c == '\n' || c == '\t');
@@ -302,6 +310,14 @@ mod tests {
         assert_eq!(provenance().parameters(), expected);
         let minimal = provenance().told(MetadataLevel::Minimal).unwrap().parameters();
         assert_eq!(minimal, &expected[expected.find("Steps").unwrap()..]);
+    }
+
+    #[test]
+    fn loras_are_told_as_automatic1111_does() {
+        let used = |name: &str, hash: &str| LoraUsed { name: name.into(), weight: 0.5, hash: hash.into() };
+        let loras = vec![used("ink", "0123456789ab"), used("a \"b\"", "ba9876543210")];
+        let text = Provenance { loras, ..provenance() }.parameters();
+        assert!(text.contains(r#", Lora hashes: "ink: 0123456789ab, a \"b\": ba9876543210", Model:"#), "{text}");
     }
 
     #[test]

@@ -5,8 +5,6 @@
 //! [`Recipe::notes`]. Source: ComfyUI's `nodes.py`, `comfy_extras/nodes_custom_sampler.py`, the editor's workflow files; AUTOMATIC1111's
 //! `modules/infotext_utils.py`.
 
-#![expect(clippy::doc_markdown, reason = "names of programs stand everywhere here")]
-
 mod graph;
 mod infotext;
 mod nodes;
@@ -18,7 +16,7 @@ use tensor::Precision;
 
 use crate::{
     error::{Error, Result},
-    image_file::{self, Found, Provenance},
+    image_file::{self, Found, LoraUsed, Provenance},
     model::{ModelSpec, Part, PartFiles, SearchPaths},
     noise::Noise,
     pipeline::Pipeline,
@@ -102,6 +100,13 @@ pub struct LoraAsked {
     pub weight: f32,
     /// For the text encoders, if they get it.
     pub text_weight: Option<f32>,
+}
+
+impl LoraAsked {
+    /// The one that a picture tells of, if it is there under its name.
+    fn named(used: &LoraUsed) -> Self {
+        Self { file: format!("{}.safetensors", used.name), weight: used.weight, text_weight: None }
+    }
 }
 
 /// How many tokens T5 sees.
@@ -195,6 +200,7 @@ impl Recipe {
             t5_length: Some(T5Length::Exactly(provenance.t5_length as usize)),
             precision: Some(precision),
             vae_tiling: provenance.vae_tiling,
+            loras: provenance.loras.iter().map(LoraAsked::named).collect(),
             upscale,
             notes,
             ..Self::default()

@@ -7,7 +7,9 @@ use tensor::{Mask, Tensor, Unary, Weight};
 
 use crate::{
     error::{Error, Result},
-    nn::{EncoderLayer, EncoderLayerConfig, LayerNorm},
+    lora::Adapted,
+    memory::Layout,
+    nn::{EncoderLayer, EncoderLayerConfig, LayerNorm, Parts},
     weights::Weights,
 };
 
@@ -169,6 +171,8 @@ pub struct Clip {
     position_embedding: Weight,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
+    layout: Layout,
+    adapted: Adapted,
 }
 
 /// What the tower says about a prompt.
@@ -197,7 +201,23 @@ impl Clip {
                 .collect::<Result<_>>()?,
             final_layer_norm: LayerNorm::load(&format!("{p}final_layer_norm"), d, config.layer_norm_eps, weights)?,
             config,
+            layout: Layout { fixed: weights.extent(), blocks: Vec::new() },
+            adapted: Adapted::default(),
         })
+    }
+
+    /// Where its weights lie: all in one piece.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What adapters can change, and what they have changed.
+    pub(crate) fn adaptable(&mut self) -> (Parts<'_>, &mut Layout, &mut Adapted) {
+        let mut parts = Parts::default();
+        for (i, layer) in self.layers.iter_mut().enumerate() {
+            layer.parts(&format!("text_model.encoder.layers.{i}"), &mut parts);
+        }
+        (parts, &mut self.layout, &mut self.adapted)
     }
 
     /// The sizes.

@@ -9,7 +9,9 @@ use tensor::{Backend, Mask, Tensor, Unary, Weight};
 
 use crate::{
     error::{Error, Result},
+    lora::Adapted,
     memory::Layout,
+    nn::{Linear, Parts},
     weights::Weights,
 };
 
@@ -180,6 +182,7 @@ pub struct T5 {
     block: Vec<Block>,
     final_layer_norm: Tensor,
     layout: Layout,
+    adapted: Adapted,
 }
 
 impl T5 {
@@ -198,6 +201,7 @@ impl T5 {
             block: Vec::new(),
             final_layer_norm: weights.vector("encoder.final_layer_norm.weight", config.d_model)?,
             layout: Layout::default(),
+            adapted: Adapted::default(),
             config,
         };
         t5.layout.fixed = weights.extent();
@@ -206,6 +210,16 @@ impl T5 {
             t5.layout.blocks.push(weights.extent());
         }
         Ok(t5)
+    }
+
+    /// What adapters can change, and what they have changed.
+    pub(crate) fn adaptable(&mut self) -> (Parts<'_>, &mut Layout, &mut Adapted) {
+        let mut parts = Parts::default();
+        for (i, block) in self.block.iter_mut().enumerate() {
+            parts.block = Some(i);
+            block.parts(&format!("encoder.block.{i}"), &mut parts);
+        }
+        (parts, &mut self.layout, &mut self.adapted)
     }
 
     /// Where its weights lie.
@@ -262,14 +276,14 @@ impl T5 {
 #[derive(Debug)]
 struct Block {
     attention_norm: Tensor,
-    q: Weight,
-    k: Weight,
-    v: Weight,
-    o: Weight,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
     mlp_norm: Tensor,
     /// `wi_0` and `wi_1`, or `wi` alone.
-    wi: Vec<Weight>,
-    wo: Weight,
+    wi: Vec<Linear>,
+    wo: Linear,
 }
 
 impl Block {
@@ -277,10 +291,12 @@ impl Block {
         let inner = config.num_heads * config.d_kv;
         let d = config.d_model;
         let attention = |proj: &str, out, features| {
-            weights.matrix(&format!("{name}.layer.0.SelfAttention.{proj}.weight"), out, features)
+            let weight = weights.matrix(&format!("{name}.layer.0.SelfAttention.{proj}.weight"), out, features);
+            weight.map(|weight| Linear::new(weight, None))
         };
         let dense = |proj: &str, out, features| {
-            weights.matrix(&format!("{name}.layer.1.DenseReluDense.{proj}.weight"), out, features)
+            let weight = weights.matrix(&format!("{name}.layer.1.DenseReluDense.{proj}.weight"), out, features);
+            weight.map(|weight| Linear::new(weight, None))
         };
         let wi: &[&str] = if config.gated { &["wi_0", "wi_1"] } else { &["wi"] };
         Ok(Self {
@@ -295,19 +311,34 @@ impl Block {
         })
     }
 
+    /// `name` is `encoder.block.N`.
+    fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        let attention = |proj: &str| format!("{name}.layer.0.SelfAttention.{proj}");
+        let dense = |proj: &str| format!("{name}.layer.1.DenseReluDense.{proj}");
+        parts.linear(attention("q"), &mut self.q);
+        parts.linear(attention("k"), &mut self.k);
+        parts.linear(attention("v"), &mut self.v);
+        parts.linear(attention("o"), &mut self.o);
+        let gated = self.wi.len() > 1;
+        for (i, wi) in self.wi.iter_mut().enumerate() {
+            parts.linear(if gated { dense(&format!("wi_{i}")) } else { dense("wi") }, wi);
+        }
+        parts.linear(dense("wo"), &mut self.wo);
+    }
+
     fn forward(&self, x: &Tensor, bias: &Tensor, config: &T5Config) -> Tensor {
         let tokens = x.shape()[0];
         let h = x.rms_norm(&self.attention_norm, config.layer_norm_epsilon);
-        let heads = |w: &Weight| h.linear(w, None).reshape([tokens, config.num_heads, config.d_kv]);
+        let heads = |w: &Linear| w.forward(&h).reshape([tokens, config.num_heads, config.d_kv]);
         let [q, k, v] = [&self.q, &self.k, &self.v].map(heads);
-        let attention = q.attention(&k, &v, 1.0, Mask::Relative(bias), self.q.precision());
-        let x = x.add(&attention.reshape([tokens, config.num_heads * config.d_kv]).linear(&self.o, None));
+        let attention = q.attention(&k, &v, 1.0, Mask::Relative(bias), self.q.weight.precision());
+        let x = x.add(&self.o.forward(&attention.reshape([tokens, config.num_heads * config.d_kv])));
 
         let h = x.rms_norm(&self.mlp_norm, config.layer_norm_epsilon);
-        let mut hidden = h.linear_unary(&self.wi[0], None, config.activation);
+        let mut hidden = self.wi[0].then(&h, config.activation);
         if let Some(wi_1) = self.wi.get(1) {
-            hidden = hidden.mul(&h.linear(wi_1, None));
+            hidden = hidden.mul(&wi_1.forward(&h));
         }
-        x.add(&hidden.linear(&self.wo, None))
+        x.add(&self.wo.forward(&hidden))
     }
 }

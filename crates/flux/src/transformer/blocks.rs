@@ -5,7 +5,11 @@
 use tensor::{Qkv, Tensor, Unary};
 
 use super::FluxConfig;
-use crate::{error::Result, nn::Linear, weights::Weights};
+use crate::{
+    error::Result,
+    nn::{Linear, Parts},
+    weights::Weights,
+};
 
 /// Of every norm in the transformer.
 const EPS: f32 = 1e-6;
@@ -46,6 +50,11 @@ impl QkNorm {
         })
     }
 
+    fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        parts.vector(format!("{name}.query_norm.scale"), &mut self.query_norm);
+        parts.vector(format!("{name}.key_norm.scale"), &mut self.key_norm);
+    }
+
     /// A stream `x [L, 3·d]` of queries, keys and values, and the norms of the first two.
     fn of<'a>(&'a self, x: &'a Tensor) -> Qkv<'a> {
         Qkv { x, query_norm: &self.query_norm, key_norm: &self.key_norm }
@@ -78,6 +87,15 @@ impl Stream {
         })
     }
 
+    fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        parts.linear(format!("{name}_mod.lin"), &mut self.r#mod);
+        parts.linear(format!("{name}_attn.qkv"), &mut self.qkv);
+        parts.linear(format!("{name}_attn.proj"), &mut self.proj);
+        parts.linear(format!("{name}_mlp.0"), &mut self.mlp_0);
+        parts.linear(format!("{name}_mlp.2"), &mut self.mlp_2);
+        self.norm.parts(&format!("{name}_attn.norm"), parts);
+    }
+
     /// The two residual branches after attention: `x [L, d]`, `attention [L, d]`.
     fn finish(&self, x: &Tensor, attention: &Tensor, [first, second]: &[Modulation; 2]) -> Tensor {
         let x = self.proj.gated_add(x, &first.gate, &[attention]);
@@ -101,6 +119,11 @@ impl DoubleStreamBlock {
             img: Stream::load(&format!("{name}.img"), config, weights)?,
             txt: Stream::load(&format!("{name}.txt"), config, weights)?,
         })
+    }
+
+    pub(super) fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        self.img.parts(&format!("{name}.img"), parts);
+        self.txt.parts(&format!("{name}.txt"), parts);
     }
 
     /// `img [Li, d]`, `txt [Lt, d]`, angles `[Lt + Li, head_dim/2, 2]` → (img, txt).
@@ -148,6 +171,16 @@ impl SingleStreamBlock {
         })
     }
 
+    pub(super) fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        let linear1 = format!("{name}.linear1");
+        let first_of_mlp = self.qkv.weight.out_features();
+        parts.rows(linear1.as_str(), 0, &mut self.qkv);
+        parts.rows(linear1.as_str(), first_of_mlp, &mut self.mlp);
+        parts.linear(format!("{name}.linear2"), &mut self.linear2);
+        parts.linear(format!("{name}.modulation.lin"), &mut self.modulation);
+        self.norm.parts(&format!("{name}.norm"), parts);
+    }
+
     /// `x [L, d]` → `[L, d]`.
     pub(super) fn forward(&self, x: &Tensor, vec: &Tensor, angles: &Tensor) -> Tensor {
         let [modulation] = Modulation::compute::<1>(&self.modulation, vec);
@@ -175,6 +208,11 @@ impl LastLayer {
             linear: weights.linear(&format!("{name}.linear"), config.out_channels, d)?.sensitive(),
             adaln_modulation_1: weights.linear(&format!("{name}.adaLN_modulation.1"), 2 * d, d)?.sensitive(),
         })
+    }
+
+    pub(super) fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        parts.linear(format!("{name}.linear"), &mut self.linear);
+        parts.linear(format!("{name}.adaLN_modulation.1"), &mut self.adaln_modulation_1);
     }
 
     /// `[Li, d]` → `[Li, out_channels]`.

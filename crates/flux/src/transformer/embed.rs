@@ -7,7 +7,11 @@ use std::sync::Arc;
 
 use tensor::{Backend, Precision, Tensor, Unary};
 
-use crate::{error::Result, nn::Linear, weights::Weights};
+use crate::{
+    error::Result,
+    nn::{Linear, Parts},
+    weights::Weights,
+};
 
 /// `dim` values of a number: cosines of `x·fᵢ`, then sines, `fᵢ = 10000^(−i/(dim/2))`.
 pub fn sinusoid(x: f32, dim: usize) -> Vec<f32> {
@@ -47,6 +51,11 @@ impl MlpEmbedder {
             in_layer: weights.linear(&format!("{name}.in_layer"), hidden, in_dim)?.sensitive(),
             out_layer: weights.linear(&format!("{name}.out_layer"), hidden, hidden)?.sensitive(),
         })
+    }
+
+    pub(super) fn parts<'a>(&'a mut self, name: &str, parts: &mut Parts<'a>) {
+        parts.linear(format!("{name}.in_layer"), &mut self.in_layer);
+        parts.linear(format!("{name}.out_layer"), &mut self.out_layer);
     }
 
     /// `[1, in_dim]` → `[1, hidden]`.

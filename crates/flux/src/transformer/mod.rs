@@ -7,9 +7,9 @@ mod blocks;
 mod config;
 mod embed;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use tensor::Tensor;
+use tensor::{Backend, Tensor};
 
 use self::{
     blocks::{DoubleStreamBlock, LastLayer, SingleStreamBlock},
@@ -19,7 +19,13 @@ pub use self::{
     config::FluxConfig,
     embed::{Rope, guidance_argument, sinusoid},
 };
-use crate::{error::Result, memory::Layout, nn::Linear, weights::Weights};
+use crate::{
+    error::Result,
+    lora::{self, Adapted, LoraReport, Loras, Model},
+    memory::Layout,
+    nn::{Linear, Parts},
+    weights::Weights,
+};
 
 /// A FLUX.1 transformer.
 #[derive(Debug)]
@@ -34,6 +40,7 @@ pub struct Flux {
     single_blocks: Vec<SingleStreamBlock>,
     final_layer: LastLayer,
     layout: Layout,
+    adapted: Adapted,
 }
 
 /// What one evaluation of the transformer is conditioned on.
@@ -103,6 +110,7 @@ impl Flux {
             double_blocks: Vec::new(),
             single_blocks: Vec::new(),
             layout: Layout::default(),
+            adapted: Adapted::default(),
             config,
         };
         flux.layout.fixed = weights.extent();
@@ -115,6 +123,45 @@ impl Flux {
             flux.layout.blocks.push(weights.extent());
         }
         Ok(flux)
+    }
+
+    /// What adapters can change, and what they have changed.
+    pub(crate) fn adaptable(&mut self) -> (Parts<'_>, &mut Layout, &mut Adapted) {
+        let mut parts = Parts::default();
+        parts.linear("img_in", &mut self.img_in);
+        parts.linear("txt_in", &mut self.txt_in);
+        self.time_in.parts("time_in", &mut parts);
+        self.vector_in.parts("vector_in", &mut parts);
+        if let Some(guidance_in) = &mut self.guidance_in {
+            guidance_in.parts("guidance_in", &mut parts);
+        }
+        self.final_layer.parts("final_layer", &mut parts);
+        let depth = self.double_blocks.len();
+        for (i, block) in self.double_blocks.iter_mut().enumerate() {
+            parts.block = Some(i);
+            block.parts(&format!("double_blocks.{i}"), &mut parts);
+        }
+        for (i, block) in self.single_blocks.iter_mut().enumerate() {
+            parts.block = Some(depth + i);
+            block.parts(&format!("single_blocks.{i}"), &mut parts);
+        }
+        (parts, &mut self.layout, &mut self.adapted)
+    }
+
+    /// Applies LoRAs with their weights in the place of those before; what they hold for text encoders is left out. For a
+    /// whole model see [`Pipeline::set_loras`](crate::Pipeline::set_loras).
+    ///
+    /// # Errors
+    /// As there; the transformer stays as it was.
+    pub fn set_loras(&mut self, loras: &Loras, backend: &Arc<dyn Backend>) -> Result<Vec<LoraReport>> {
+        let applied = lora::apply(&mut [Model::transformer(self)], loras, backend)?;
+        self.widen();
+        Ok(applied.reports)
+    }
+
+    /// Takes as many channels as `img_in` does: a control LoRA has it take more.
+    pub(crate) fn widen(&mut self) {
+        self.config.in_channels = self.img_in.in_features();
     }
 
     /// Where its weights lie; double blocks come before single ones.

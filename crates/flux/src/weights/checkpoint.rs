@@ -286,7 +286,7 @@ impl Checkpoint {
     }
 
     /// The bytes of one tensor.
-    fn bytes(&self, name: &str) -> Option<(Bytes, &Entry)> {
+    pub(crate) fn bytes(&self, name: &str) -> Option<(Bytes, &Entry)> {
         let (file, entry) = self.tensors.get(name)?;
         Some((self.files[*file].slice(entry.bytes.clone()), entry))
     }
@@ -396,7 +396,7 @@ impl Weights {
     /// As [`Weights::matrix`].
     pub fn linear(&self, name: &str, out: usize, features: usize) -> Result<Linear> {
         let weight = self.matrix(&format!("{name}.weight"), out, features)?;
-        Ok(Linear { weight, bias: Some(self.vector(&format!("{name}.bias"), out)?) })
+        Ok(Linear::new(weight, Some(self.vector(&format!("{name}.bias"), out)?)))
     }
 
     /// A convolution `name.weight [out, in, k, k]` with `name.bias [out]`.

@@ -14,7 +14,7 @@ use super::{
 use crate::{DType, Precision, StoredRow, Weight};
 
 /// The most rows of `x`.
-pub(super) const FEW: usize = 4;
+pub(crate) const FEW: usize = 4;
 
 /// Columns of a task, at most.
 const COLUMNS: usize = 64;

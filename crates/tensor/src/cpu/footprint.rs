@@ -30,6 +30,11 @@ impl Footprint {
         }
     }
 
+    /// Elements that a term of a sum takes: its rows in strips.
+    pub(crate) fn term(self, rows: usize, weight: &Weight) -> usize {
+        rows * Factors::new(weight.precision(), self.0).words(weight.row_len())
+    }
+
     /// Elements that attention takes: keys and values in panels.
     pub(crate) fn attention(self, [keys, heads, d]: [usize; 3], precision: Precision) -> usize {
         attention::packed_len([keys, heads, d], precision, self.0)

@@ -14,9 +14,10 @@ use super::{
     math,
     pack::{self, Ahead, BLOCK, Factors, Joined, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
+    terms::Terms,
     tile::Tile,
 };
-use crate::{Precision, Unary, Weight, host::HostBuffer, int8};
+use crate::{Precision, Term, Unary, Weight, host::HostBuffer, int8};
 
 /// Columns of a task, at most. Measured at 768 × 3072 → 3072, one thread, bf16: 64 gives 213 GFLOP/s, 128 gives 200, 256 gives
 /// 197; the panels are reused by every strip and must not leave the second cache.
@@ -104,8 +105,16 @@ impl Epilogue<'_> {
 }
 
 impl Cpu {
-    /// `y [m, out] = epilogue(x [m, in] · weightᵀ)`; the columns of x are those of its parts, side by side.
-    pub(super) fn matmul(&self, m: usize, x: &[&[f32]], weight: &Weight, epilogue: Epilogue<'_>) -> HostBuffer {
+    /// `y [m, out] = epilogue(x [m, in] · weightᵀ + terms)`; the columns of x are those of its parts, side by side. No terms for
+    /// up to [`FEW`] rows.
+    pub(super) fn matmul(
+        &self,
+        m: usize,
+        x: &[&[f32]],
+        weight: &Weight,
+        terms: &[Term<'_>],
+        epilogue: Epilogue<'_>,
+    ) -> HostBuffer {
         let (n, k) = (weight.out_features(), weight.row_len());
         let mut y = self.buffer(m * n);
         if m * n == 0 {
@@ -119,38 +128,53 @@ impl Cpu {
             return y;
         }
         if weight.precision() == Precision::Int8 && m >= int8::LEAST_ROWS && k > 0 {
-            self.multiply_int8(m, x, weight, epilogue, out);
+            self.multiply_int8(m, x, weight, terms, epilogue, out);
             return y;
         }
 
         let factors = Factors::new(weight.precision(), self.simd);
         let words = factors.words(k);
         let strips = Strips::new(m, self.simd.tile_rows());
-        let mut packed = self.buffer(m * words);
-        let packed_x = Shared::new(packed.values_mut());
-        self.threads.for_each(strips.count(), m * k, |strip| {
-            let rows = strips.rows(strip);
-            with_scratch(BLOCK * (rows.len() + 2), |scratch| {
-                self.simd.run(PackRows { x, k, m, factors, rows, scratch, to: packed_x });
-            });
-        });
+        let packed = self.pack_rows(x, m, 0..k, factors, strips);
         let x = packed.values();
+        let terms = Terms::pack(self, terms, m, strips);
 
         let panel = 2 * self.simd.lanes();
         let division = self.divide(m, n, strips, ROWS);
         self.threads.for_each(division.tasks(), work, |task| {
             let Share { own, rows, columns, next } = division.share(task);
             let all_columns = columns.len().next_multiple_of(panel);
-            let [panels, sums] = [BLOCK.min(words), rows].map(|rows| rows * all_columns);
+            let [panels, sums] = [BLOCK.min(words).max(terms.words()), rows].map(|rows| rows * all_columns);
             with_scratch(panels + sums + pack::columns_scratch(), |scratch| {
                 let (panels, scratch) = scratch.split_at_mut(panels);
                 let (sums, scratch) = scratch.split_at_mut(sums);
-                let operands = Operands { m, x, weight, factors, strips };
+                let operands = Operands { m, x, weight, factors, strips, terms: &terms };
                 self.simd.run(Task { operands, own, columns, next, panels, sums, scratch, y: out, epilogue });
             });
         });
         drop(packed);
         y
+    }
+
+    /// The columns `columns` of `m` rows, in strips.
+    pub(super) fn pack_rows(
+        &self,
+        x: Joined<'_>,
+        m: usize,
+        columns: Range<usize>,
+        factors: Factors,
+        strips: Strips,
+    ) -> HostBuffer {
+        let mut packed = self.buffer(m * factors.words(columns.len()));
+        let packed_x = Shared::new(packed.values_mut());
+        self.threads.for_each(strips.count(), m * columns.len(), |strip| {
+            let rows = strips.rows(strip);
+            with_scratch(BLOCK * (rows.len() + 2), |scratch| {
+                let columns = columns.clone();
+                self.simd.run(PackRows { x, columns, m, factors, rows, scratch, to: packed_x });
+            });
+        });
+        packed
     }
 }
 
@@ -210,7 +234,7 @@ impl Division {
 /// Packs one strip of `x`, all blocks: block by block for all strips, so that a task reads it from start to end.
 struct PackRows<'a> {
     x: Joined<'a>,
-    k: usize,
+    columns: Range<usize>,
     m: usize,
     factors: Factors,
     rows: Range<usize>,
@@ -222,18 +246,20 @@ impl Kernel for PackRows<'_> {
     type Output = ();
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let Self { x, k, m, factors, rows, scratch, to } = self;
+        let Self { x, columns, m, factors, rows, scratch, to } = self;
         let (spare, scratch) = scratch.split_at_mut(2 * BLOCK);
+        let (first, k) = (columns.start, columns.len());
         for block in pack::blocks(factors.words(k)) {
             let words = block.len();
             let elements = block.start * factors.per_word()..(block.end * factors.per_word()).min(k);
             let mut at = [std::ptr::null(); MAX_LANES];
             for ((row, at), scratch) in at[..rows.len()].iter_mut().enumerate().zip(scratch.chunks_exact_mut(BLOCK)) {
                 let row = rows.start + row;
+                let elements = first + elements.start..first + elements.end;
                 *at = if factors == Factors::F32 {
-                    x.elements(row, elements.clone(), scratch).as_ptr()
+                    x.elements(row, elements, scratch).as_ptr()
                 } else {
-                    pack::to_words::<V>(factors, x.elements(row, elements.clone(), spare), &mut scratch[..words]);
+                    pack::to_words::<V>(factors, x.elements(row, elements, spare), &mut scratch[..words]);
                     scratch.as_ptr()
                 };
             }
@@ -255,6 +281,7 @@ struct Operands<'a> {
     weight: &'a Weight,
     factors: Factors,
     strips: Strips,
+    terms: &'a Terms<'a>,
 }
 
 /// One task: some columns for some strips.
@@ -277,7 +304,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Self { operands, own, columns, next, panels, sums, scratch, y, epilogue } = self;
-        let Operands { m, x, weight, factors, strips } = operands;
+        let Operands { m, x, weight, factors, strips, terms } = operands;
         let all_words = factors.words(weight.row_len());
         let panel = 2 * V::LANES;
         let all_columns = columns.len().next_multiple_of(panel);
@@ -318,10 +345,13 @@ impl Kernel for Task<'_> {
                     // SAFETY: strip and panel have `words` words, `sums` has the tile's size.
                     unsafe { tile.run_ahead::<V>(strip.len()) };
                 }
-                if last {
+                if last && terms.are_none() {
                     store::<V>(sums, rows, columns.clone(), weight.out_features(), y, epilogue);
                 }
             }
+        }
+        if !terms.are_none() {
+            terms.finish::<V>(own, columns, [panels, sums, scratch], y, epilogue);
         }
     }
 }

@@ -14,10 +14,11 @@ use super::{
     matmul::{Epilogue, Share, store},
     pack::{self, Ahead, Joined, MAX_LANES, Strips},
     parallel::{Shared, with_scratch},
+    terms::Terms,
     tile::MAX_ROWS,
 };
 use crate::{
-    DType, StoredRow, Weight,
+    DType, StoredRow, Term, Weight,
     int8::{Activation, BLOCK, WeightScale},
 };
 
@@ -61,12 +62,13 @@ fn blocks(len: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl Cpu {
-    /// `y [m, out] = epilogue(x [m, in] · weightᵀ)`.
+    /// `y [m, out] = epilogue(x [m, in] · weightᵀ + terms)`; terms are computed in their own precision.
     pub(super) fn multiply_int8(
         &self,
         m: usize,
         x: Joined<'_>,
         weight: &Weight,
+        terms: &[Term<'_>],
         epilogue: Epilogue<'_>,
         y: Shared<'_>,
     ) {
@@ -82,17 +84,21 @@ impl Cpu {
             });
         });
         let x = packed.values();
+        let terms = Terms::pack(self, terms, m, strips);
 
         let panel = 2 * self.simd.lanes();
         let division = self.divide(m, n, strips, ROWS);
         self.threads.for_each(division.tasks(), m * n * (k + 1), |task| {
             let Share { own, rows, columns, next } = division.share(task);
             let panels = columns.len().div_ceil(panel) * (panel * words.of(BLOCK.min(k)) + PER_PANEL);
-            let sums = rows * columns.len().next_multiple_of(panel);
-            with_scratch(panels + sums + pack_scratch(words), |scratch| {
+            let all_columns = columns.len().next_multiple_of(panel);
+            let panels = panels.max(terms.words() * all_columns);
+            let sums = rows * all_columns;
+            let beside = if terms.are_none() { 0 } else { pack::columns_scratch() };
+            with_scratch(panels + sums + beside.max(pack_scratch(words)), |scratch| {
                 let (panels, scratch) = scratch.split_at_mut(panels);
                 let (sums, scratch) = scratch.split_at_mut(sums);
-                let operands = Operands { m, x, weight, words, strips };
+                let operands = Operands { m, x, weight, words, strips, terms: &terms };
                 self.simd.run(Task { operands, own, columns, next, panels, sums, scratch, y, epilogue });
             });
         });
@@ -377,6 +383,7 @@ struct Operands<'a> {
     weight: &'a Weight,
     words: Words,
     strips: Strips,
+    terms: &'a Terms<'a>,
 }
 
 /// One task: some columns for some strips.
@@ -399,7 +406,7 @@ impl Kernel for Task<'_> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Self { operands, own, columns, next, panels, sums, scratch, y, epilogue } = self;
-        let Operands { m, x, weight, words, strips } = operands;
+        let Operands { m, x, weight, words, strips, terms } = operands;
         let (width, k) = (weight.out_features(), weight.row_len());
         let panel = 2 * V::LANES;
         let all_columns = columns.len().next_multiple_of(panel);
@@ -440,10 +447,13 @@ impl Kernel for Task<'_> {
                     // SAFETY: strip and panel have `len` words, `sums` the tile's size; `words` is what the machine has.
                     unsafe { tile.run::<V>() };
                 }
-                if last {
+                if last && terms.are_none() {
                     store::<V>(sums, rows, columns.clone(), width, y, epilogue);
                 }
             }
+        }
+        if !terms.are_none() {
+            terms.finish::<V>(own, columns, [panels, sums, scratch], y, epilogue);
         }
     }
 }

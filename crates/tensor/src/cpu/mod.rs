@@ -21,12 +21,14 @@ mod pack;
 mod parallel;
 mod peak;
 mod rope;
+mod terms;
 mod tile;
 
 use std::sync::Arc;
 
 pub use arch::Level;
 pub use encode::{Encoded, Encoder, Loss};
+pub(crate) use few_rows::FEW;
 pub(crate) use footprint::Footprint;
 
 use self::{
@@ -39,7 +41,8 @@ use self::{
 };
 pub use crate::host::MemoryUse;
 use crate::{
-    Backend, Binary, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Unary, Weight,
+    Backend, Binary, End, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Term, Unary, Weight,
+    backend::linear_sum_in_parts,
     host::{HostBuffer, Recycler, View, values},
 };
 
@@ -77,7 +80,7 @@ impl Cpu {
 
     fn product(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, then: Then<'_>) -> Tensor {
         let epilogue = Epilogue { bias: bias.map(values), then };
-        let y = self.matmul(x.shape().rows(), &[values(x)], weight, epilogue);
+        let y = self.matmul(x.shape().rows(), &[values(x)], weight, &[], epilogue);
         x.like(x.shape().with_last(weight.out_features()), y.share())
     }
 }
@@ -208,7 +211,29 @@ impl Backend for Cpu {
         let parts: Vec<&[f32]> = x.iter().map(|part| values(part)).collect();
         let then = Then::GatedAdd { gate: values(gate), residual: values(residual) };
         let epilogue = Epilogue { bias: bias.map(values), then };
-        residual.like(residual.shape(), self.matmul(residual.shape().rows(), &parts, weight, epilogue).share())
+        residual.like(residual.shape(), self.matmul(residual.shape().rows(), &parts, weight, &[], epilogue).share())
+    }
+
+    fn linear_sum(
+        &self,
+        x: &[&Tensor],
+        weight: &Weight,
+        bias: Option<&Tensor>,
+        terms: &[Term<'_>],
+        end: End<'_>,
+    ) -> Tensor {
+        let m = x[0].shape().rows();
+        if m <= FEW {
+            return linear_sum_in_parts(x, weight, bias, terms, end);
+        }
+        let then = match end {
+            End::Nothing => Then::Nothing,
+            End::Unary(f) => Then::Unary(f),
+            End::GatedAdd { residual, gate } => Then::GatedAdd { gate: values(gate), residual: values(residual) },
+        };
+        let parts: Vec<&[f32]> = x.iter().map(|part| values(part)).collect();
+        let y = self.matmul(m, &parts, weight, terms, Epilogue { bias: bias.map(values), then });
+        x[0].like(x[0].shape().with_last(weight.out_features()), y.share())
     }
 
     fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
