@@ -19,7 +19,6 @@ use flux::{
     noise::Noise,
     pixels::Rgb8,
     recipe::Recipe,
-    schedule::ScheduleKind,
 };
 
 use crate::{
@@ -30,6 +29,7 @@ use crate::{
     output::{self, Template},
     progress::Progress,
     recipe_args::{self, RecipeArgs},
+    sampling_args::SamplingArgs,
     show,
     size_args::SizeArgs,
 };
@@ -77,9 +77,8 @@ pub(crate) struct Args {
     /// [default: cpu-f32]
     #[arg(long, value_name = "KIND", help_heading = "Sampling")]
     noise: Option<Noise>,
-    /// Whose noise schedule: reference (BFL, diffusers) or comfy-simple [default: reference]
-    #[arg(long, value_name = "KIND", help_heading = "Sampling")]
-    schedule: Option<ScheduleKind>,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// T5 tokens the prompt is cut or padded to [default: the model's, 512; 256 is ComfyUI's least]
     #[arg(long, value_name = "N", visible_alias = "max-sequence-length", help_heading = "Sampling")]
     t5_length: Option<usize>,
@@ -244,7 +243,7 @@ fn request(args: &Args, pipeline: &Pipeline, prompt: String, recipe: Option<&Rec
     }
     request.batch = args.batch.unwrap_or(request.batch);
     request.noise = args.noise.unwrap_or(request.noise);
-    request.schedule = args.schedule.unwrap_or(request.schedule);
+    args.sampling.apply(&mut request);
     request.t5_length = args.t5_length.unwrap_or(request.t5_length);
     request.vae_tiling = match args.vae_tiling.as_str() {
         "on" => Some(true),
@@ -341,6 +340,7 @@ fn report(args: &Args, pipeline: &Pipeline, request: &Request, written: &[Writte
             "model": pipeline.name(),
             "prompt": request.prompt,
             "steps": request.steps,
+            "sampler": request.sampler.name(),
             "guidance": request.guidance,
             "true_cfg": request.true_cfg,
             "loras": pipeline.provenance(request, request.seed).loras,

@@ -13,6 +13,7 @@ mod output;
 mod plan;
 mod progress;
 mod recipe_args;
+mod sampling_args;
 mod show;
 mod size_args;
 mod upscale;

@@ -7,6 +7,7 @@ use clap::Args as ClapArgs;
 use flux::{
     model::Family,
     plan::{PartPlan, Plan, Size, plan, plan_flux1},
+    sampler::Sampler,
 };
 use tensor::DType;
 
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Steps from noise to picture
     #[arg(long, value_name = "N")]
     steps: Option<u32>,
+    /// How the velocity is followed: heun takes two evaluations a step
+    #[arg(long, value_name = "NAME", default_value_t = Sampler::default())]
+    sampler: Sampler,
     /// T5 tokens
     #[arg(long, value_name = "N")]
     t5_length: Option<usize>,
@@ -79,6 +83,7 @@ fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
         height: args.height.unwrap_or(defaults.height),
         t5_length: args.t5_length.unwrap_or(defaults.t5_length),
         steps: args.steps.unwrap_or(defaults.steps),
+        sampler: args.sampler,
         true_cfg: args.true_cfg,
         vae_tiling: None,
         upscale: None,

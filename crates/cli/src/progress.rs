@@ -2,7 +2,7 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use flux::{Event, Request, Step};
+use flux::{Event, Request, Step, sampler::Sampler};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Tells what is going on.
@@ -38,8 +38,12 @@ impl Progress {
         let cfg = if request.true_cfg > 1.0 { format!(", true cfg {}", request.true_cfg) } else { String::new() };
         let batch = if request.batch > 1 { format!(" and the next {}", request.batch - 1) } else { String::new() };
         let enlarged = request.upscale.map(|scale| format!(", enlarged {scale} times")).unwrap_or_default();
+        let sampler = match request.sampler {
+            Sampler::Euler => String::new(),
+            sampler => format!(" by {sampler}"),
+        };
         self.note(&format!(
-            "{}×{} pixels{enlarged}, {} steps, guidance {}{cfg}, seed {}{batch}",
+            "{}×{} pixels{enlarged}, {} steps{sampler}, guidance {}{cfg}, seed {}{batch}",
             request.width, request.height, request.steps, request.guidance, request.seed
         ));
     }

@@ -1,4 +1,4 @@
-//! From noise to latents along the velocity: Euler's method, and nothing else.
+//! From noise to latents: a sampler's path through the transformer's velocities, step by step before the caller's eyes.
 
 use std::time::Instant;
 
@@ -8,7 +8,9 @@ use crate::{
     error::Result,
     latents::Latents,
     memory::Stream,
+    noise::Generator,
     pixels::Rgb8,
+    sampler::{self, At, Reached, Sampler, Walk},
     transformer::{Condition, Flux},
     watch::{self, Event, Step, Watch},
 };
@@ -42,36 +44,78 @@ impl Guided<'_> {
     }
 }
 
-/// Follows `sigmas` (from 1 to 0) from `noise`. `preview` makes a picture of predicted latents.
+/// Where the way to a picture begins and how it goes on.
+pub(crate) struct Path<'a> {
+    /// Latents at the first of `sigmas`: noise, or a picture with noise.
+    pub(crate) start: &'a Latents,
+    /// Noise levels of the steps that are made, falling to 0.
+    pub(crate) sigmas: &'a [f32],
+    /// How the velocity is followed.
+    pub(crate) sampler: Sampler,
+    /// Where fresh noise comes from, if the sampler adds any.
+    pub(crate) draws: Generator,
+    /// Given the latents after a step, packed, and their noise level: those with which the next step begins.
+    pub(crate) after_step: Option<&'a dyn Fn(Tensor, f32) -> Tensor>,
+    /// Which picture of the batch, from 0.
+    pub(crate) picture: u32,
+}
+
+/// Follows `path` to its end. `preview` makes a picture of predicted latents.
 pub(crate) fn denoise(
     flux: &Flux,
-    noise: &Latents,
-    sigmas: &[f32],
+    path: Path<'_>,
     guided: &Guided<'_>,
-    picture: u32,
     preview: &dyn Fn(&Latents) -> Option<Rgb8>,
     watch: &mut dyn Watch,
 ) -> Result<Latents> {
-    let backend = guided.condition.txt.backend();
-    let mut img = noise.pack(backend);
-    for (i, pair) in sigmas.windows(2).enumerate() {
-        let [sigma, next] = [pair[0], pair[1]];
-        let start = Instant::now();
-        let velocity = guided.velocity(flux, &img, sigma, watch)?;
-        img = img.add_scaled(next - sigma, &velocity);
+    let (start, sigmas, sampler) = (path.start, path.sigmas, path.sampler);
+    let mut denoising = Denoising { flux, guided, path, preview, watch, begun: Instant::now() };
+    let latents = sampler::follow(sampler, start.pack(guided.condition.txt.backend()), sigmas, &mut denoising)?;
+    Ok(Latents::unpack(&latents, start.grid()))
+}
+
+/// A path being followed.
+struct Denoising<'a> {
+    flux: &'a Flux,
+    guided: &'a Guided<'a>,
+    path: Path<'a>,
+    preview: &'a dyn Fn(&Latents) -> Option<Rgb8>,
+    watch: &'a mut dyn Watch,
+    /// When the step began.
+    begun: Instant,
+}
+
+impl Walk for Denoising<'_> {
+    fn velocity(&mut self, x: &Tensor, at: At) -> Result<Tensor> {
+        if at.stage == 0 {
+            self.begun = Instant::now();
+        }
+        self.guided.velocity(self.flux, x, at.sigma, self.watch)
+    }
+
+    fn noise(&mut self) -> Tensor {
+        let Latents { channels, height, width, .. } = *self.path.start;
+        let values = self.path.draws.randn(channels * height * width);
+        Latents { channels, height, width, values }.pack(self.guided.condition.txt.backend())
+    }
+
+    fn reached(&mut self, x: Tensor, reached: Reached<'_>) -> Tensor {
         let predicted = || {
             // x₀ = x_σ − σ·v: where the velocity leads.
-            let latents = Latents::unpack(&img.add_scaled(-next, &velocity), noise.grid());
-            preview(&latents)
+            let (x, sigma, velocity) = reached.prediction;
+            (self.preview)(&Latents::unpack(&x.add_scaled(-sigma, velocity), self.path.start.grid()))
         };
-        watch.event(Event::Step(Step {
-            picture,
-            step: i as u32 + 1,
-            steps: sigmas.len() as u32 - 1,
-            sigma: next,
-            seconds: start.elapsed().as_secs_f64(),
+        self.watch.event(Event::Step(Step {
+            picture: self.path.picture,
+            step: reached.step as u32 + 1,
+            steps: self.path.sigmas.len() as u32 - 1,
+            sigma: reached.sigma,
+            seconds: self.begun.elapsed().as_secs_f64(),
             preview: &predicted,
         }));
+        match self.path.after_step {
+            Some(after_step) => after_step(x, reached.sigma),
+            None => x,
+        }
     }
-    Ok(Latents::unpack(&img, noise.grid()))
 }

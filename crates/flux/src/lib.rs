@@ -3,7 +3,7 @@
 //! A library without network, threads of its own or `async`: [`Pipeline::load`] finds and checks the weights (they stay in
 //! their files), [`Pipeline::generate`] makes pictures, a [`Watch`] follows and stops it. The modules are the rooms a
 //! request walks through, in this order: [`model`], [`request`], [`safety`], [`text`], [`noise`], [`latents`],
-//! [`schedule`], [`transformer`], [`vae`], [`pixels`], [`image_file`].
+//! [`schedule`], [`transformer`], [`sampler`], [`vae`], [`pixels`], [`image_file`].
 //!
 //! ```no_run
 //! use flux::{Event, LoadOptions, Pipeline, Watch, image_file, model::{ModelSpec, SearchPaths}};
@@ -54,6 +54,7 @@ pub mod noise;
 pub mod latents;
 pub mod schedule;
 pub mod transformer;
+pub mod sampler;
 mod denoise;
 pub mod vae;
 pub mod pixels;

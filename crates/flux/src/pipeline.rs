@@ -10,13 +10,14 @@ use std::{
 use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
 
 use crate::{
-    denoise::{Guided, denoise},
+    denoise::{Guided, Path, denoise},
     error::{Error, Result},
     image_file::{LoraUsed, Provenance, Upscaled},
     latents::Latents,
     lora::{self, Applied, LoraReport, Loras},
     memory::{Extent, Stream},
     model::{Defaults, ModelFiles, Tokenizer},
+    noise::Generator,
     pixels::{self, Range, Rgb8},
     plan::{self, Plan, Size},
     preview::Previewer,
@@ -358,6 +359,7 @@ impl Pipeline {
             true_cfg: request.true_cfg,
             seed,
             noise: request.noise.to_string(),
+            sampler: request.sampler.to_string(),
             schedule: request.schedule.to_string(),
             t5_length: request.t5_length as u32,
             precision: self.precision.to_string(),
@@ -428,7 +430,16 @@ impl Pipeline {
                 Some(self.crop(&whole, request))
             };
             let start = Instant::now();
-            let latents = denoise(&self.transformer, &noise, &sigmas, &guided, picture, &preview, watch)?;
+            let path = Path {
+                start: &noise,
+                sigmas: &sigmas,
+                sampler: request.sampler,
+                // As ComfyUI on a CPU: the fresh noise of a picture's way has the seed after that of its beginning.
+                draws: Generator::new(request.noise, seed.wrapping_add(1)),
+                after_step: None,
+                picture,
+            };
+            let latents = denoise(&self.transformer, path, &guided, &preview, watch)?;
             let denoise = start.elapsed().as_secs_f64();
             if !plan.keeps_transformer {
                 self.transformer.layout().release();
@@ -594,6 +605,7 @@ fn size(request: &Request) -> Size {
         height: request.height,
         t5_length: request.t5_length,
         steps: request.steps,
+        sampler: request.sampler,
         true_cfg: request.uses_true_cfg(),
         vae_tiling: request.vae_tiling,
         upscale: request.upscale,

@@ -13,13 +13,15 @@ use tensor::{
 };
 
 use crate::{
-    denoise::{Guided, denoise},
+    denoise::{Guided, Path, denoise},
     error::{Error, Result},
     latents::Latents,
     lora::{self, Loras, Model},
     memory::{self, Layout},
     model::ModelFiles,
+    noise::{Generator, Noise},
     pipeline::LoadOptions,
+    sampler::Sampler,
     text::{
         clip::{Clip, ClipConfig},
         t5::{T5, T5Config},
@@ -48,6 +50,8 @@ pub struct Plan {
     pub tokens: usize,
     /// Steps of one picture.
     pub steps: u32,
+    /// How the velocity is followed.
+    pub sampler: Sampler,
     /// Evaluations of the transformer for one picture.
     pub evaluations: u32,
     /// The arithmetic of the transformer.
@@ -65,7 +69,7 @@ pub struct Plan {
 /// What a part takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartPlan {
-    /// `clip_l`, `t5`, `transformer` (one step), `vae`, `upscaler`.
+    /// `clip_l`, `t5`, `transformer` (one Euler step), `vae`, `upscaler`.
     pub name: &'static str,
     /// Numbers in it.
     pub parameters: u64,
@@ -134,7 +138,8 @@ impl Plan {
 
     /// Arithmetic of a whole picture, FLOP.
     pub fn flop(&self) -> u64 {
-        let times = |p: &PartPlan| if p.name == "transformer" { u64::from(self.steps) } else { 1 };
+        let times =
+            |p: &PartPlan| if p.name == "transformer" { u64::from(self.sampler.evaluations(self.steps)) } else { 1 };
         self.parts.iter().map(|p| times(p) * p.work.flop()).sum()
     }
 
@@ -167,6 +172,8 @@ pub struct Size {
     pub t5_length: usize,
     /// Steps.
     pub steps: u32,
+    /// How the velocity is followed: some samplers evaluate it twice a step.
+    pub sampler: Sampler,
     /// With classifier-free guidance: two evaluations a step.
     pub true_cfg: bool,
     /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels and where it does not fit otherwise.
@@ -187,10 +194,19 @@ struct Configs {
 /// Plans with a model's own files; only their headers are read.
 ///
 /// ```
-/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Size}};
+/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Size}, sampler::Sampler};
 ///
 /// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
-/// let size = Size { width: 96, height: 96, t5_length: 64, steps: 4, true_cfg: false, vae_tiling: None, upscale: None };
+/// let size = Size {
+///     width: 96,
+///     height: 96,
+///     t5_length: 64,
+///     steps: 4,
+///     sampler: Sampler::Euler,
+///     true_cfg: false,
+///     vae_tiling: None,
+///     upscale: None,
+/// };
 /// let options = LoadOptions { memory_limit: Some(1 << 30), ..LoadOptions::default() };
 /// let plan = plan::plan(&files, size, &options)?;
 /// assert!(plan.shortfall().is_none() && plan.peak_bytes() < 1 << 30);
@@ -340,9 +356,12 @@ fn run_decoding(
     };
     let count = latent_channels * 4 * rows * columns;
     let noise = Latents { channels: latent_channels, height: 2 * rows, width: 2 * columns, values: vec![0.0; count] };
-    measure("transformer", &flux_weights, &layouts[2], &mut || {
-        denoise(&flux, &noise, &[1.0, 0.0], &guided, 0, &|_| None, &mut ()).map(drop)
-    })?;
+    let along = |sampler, sigmas: &[f32]| {
+        let draws = Generator::new(Noise::default(), 0);
+        let path = Path { start: &noise, sigmas, sampler, draws, after_step: None, picture: 0 };
+        denoise(&flux, path, &guided, &|_| None, &mut ()).map(drop)
+    };
+    measure("transformer", &flux_weights, &layouts[2], &mut || along(Sampler::Euler, &[1.0, 0.0]))?;
     measure("vae", &vae_weights, &layouts[3], &mut || {
         let tiling = Tiling::of(&vae);
         let [height, width] = [2 * rows, 2 * columns].map(|side| if tiled { side.min(tiling.tile) } else { side });
@@ -371,11 +390,21 @@ fn run_decoding(
         });
     }
 
+    if size.sampler != Sampler::Euler
+        && let Some(transformer) = parts.iter_mut().find(|part| part.name == "transformer")
+    {
+        // What the sampler remembers between steps comes on top; the work is still that of one evaluation.
+        counter.reset();
+        along(size.sampler, &[1.0, 0.75, 0.5, 0.25, 0.0])?;
+        transformer.work.peak_bytes = transformer.work.peak_bytes.max(counter.report().peak_bytes);
+    }
+
     let mut plan = Plan {
         parts,
         tokens: size.t5_length + rows * columns,
         steps: size.steps,
-        evaluations: size.steps * if size.true_cfg { 2 } else { 1 },
+        sampler: size.sampler,
+        evaluations: size.sampler.evaluations(size.steps) * if size.true_cfg { 2 } else { 1 },
         precision,
         limit: options.memory_limit.or_else(memory::available),
         overhead_bytes: overhead(options.device) + pinned,
@@ -441,8 +470,16 @@ pub(crate) fn shown(bytes: u64) -> String {
 mod tests {
     use super::*;
 
-    const SIZE: Size =
-        Size { width: 1024, height: 1024, t5_length: 512, steps: 28, true_cfg: false, vae_tiling: None, upscale: None };
+    const SIZE: Size = Size {
+        width: 1024,
+        height: 1024,
+        t5_length: 512,
+        steps: 28,
+        sampler: Sampler::Euler,
+        true_cfg: false,
+        vae_tiling: None,
+        upscale: None,
+    };
 
     fn limited(dtype: DType, size: Size, limit: u64) -> Plan {
         let device = Device::Cpu { threads: Some(2) };

@@ -4,6 +4,7 @@ use crate::{
     error::{Error, Result},
     model::Defaults,
     noise::Noise,
+    sampler::Sampler,
     schedule::ScheduleKind,
     upscale,
 };
@@ -34,7 +35,7 @@ pub struct Request {
     pub width: u32,
     /// Pixels. Rendered at the next multiple of 16 and cropped.
     pub height: u32,
-    /// Evaluations of the transformer.
+    /// Steps from noise to picture; one evaluation of the transformer each, unless the sampler takes two.
     pub steps: u32,
     /// The distilled guidance scale, an input of the model: not classifier-free guidance.
     pub guidance: f32,
@@ -46,6 +47,8 @@ pub struct Request {
     pub batch: u32,
     /// Whose random numbers.
     pub noise: Noise,
+    /// How the velocity is followed.
+    pub sampler: Sampler,
     /// Whose noise schedule.
     pub schedule: ScheduleKind,
     /// T5 tokens, padding included.
@@ -70,6 +73,7 @@ impl Request {
             seed: 0,
             batch: 1,
             noise: Noise::default(),
+            sampler: Sampler::default(),
             schedule: ScheduleKind::default(),
             t5_length: defaults.t5_length,
             vae_tiling: None,

@@ -2,7 +2,9 @@
 //!
 //! [`ScheduleKind::Reference`] follows diffusers operation by operation in f32; BFL's own schedule differs from it in
 //! last bits only. Image tokens are those of the generated picture: H/16 · W/16.
-//! Source: diffusers `FlowMatchEulerDiscreteScheduler` as `FluxPipeline` calls it; `ComfyUI/comfy/model_sampling.py`.
+//! Source: diffusers `FlowMatchEulerDiscreteScheduler` as `FluxPipeline` calls it; ComfyUI's are in their own file.
+
+mod comfy;
 
 use std::fmt;
 use std::path::Path;
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
+pub use comfy::Spacing;
 
 /// How sigmas are spaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -19,19 +22,24 @@ pub enum ScheduleKind {
     /// As diffusers and BFL: evenly spaced, then shifted by token count. `reference`.
     #[default]
     Reference,
-    /// As `ComfyUI`'s scheduler "simple": picked from a table whose shift is the same at every size. `comfy-simple`.
-    ComfySimple,
-    /// The same with `ComfyUI`'s node `ModelSamplingFlux`: the table's shift follows the size. `comfy-simple-sized`.
-    ComfySimpleSized,
+    /// As one of ComfyUI's schedulers, `comfy-` and its name, or that name alone: `comfy-beta`, `sgm_uniform`.
+    Comfy {
+        /// Which one.
+        spacing: Spacing,
+        /// Whether the shift follows the size, as with the node `ModelSamplingFlux`, instead of being the same at every
+        /// size. `comfy-beta-sized`.
+        sized: bool,
+    },
 }
 
 impl fmt::Display for ScheduleKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Reference => "reference",
-            Self::ComfySimple => "comfy-simple",
-            Self::ComfySimpleSized => "comfy-simple-sized",
-        })
+        match self {
+            Self::Reference => f.write_str("reference"),
+            Self::Comfy { spacing, sized } => {
+                write!(f, "comfy-{}{}", spacing.name(), if *sized { "-sized" } else { "" })
+            }
+        }
     }
 }
 
@@ -41,15 +49,19 @@ impl FromStr for ScheduleKind {
     /// # Errors
     /// [`Error::Asked`] about `schedule` if the name is none of those above.
     fn from_str(name: &str) -> Result<Self> {
-        match name {
-            "reference" => Ok(Self::Reference),
-            "comfy-simple" => Ok(Self::ComfySimple),
-            "comfy-simple-sized" => Ok(Self::ComfySimpleSized),
-            _ => Err(Error::asked(
-                "schedule",
-                format!("expected reference, comfy-simple or comfy-simple-sized, got '{name}'"),
-            )),
+        if name == "reference" {
+            return Ok(Self::Reference);
         }
+        let plain = name.strip_prefix("comfy-").unwrap_or(name);
+        let (plain, sized) = plain.strip_suffix("-sized").map_or((plain, false), |plain| (plain, true));
+        let spacing = Spacing::ALL.into_iter().find(|spacing| spacing.name() == plain);
+        spacing.map(|spacing| Self::Comfy { spacing, sized }).ok_or_else(|| {
+            let names = Spacing::ALL.map(Spacing::name).join(", ");
+            let problem = format!(
+                "expected reference or one of ComfyUI's {names} (with '-sized' if its shift is to follow the size), got '{name}'"
+            );
+            Error::asked("schedule", problem)
+        })
     }
 }
 
@@ -161,7 +173,7 @@ impl SchedulerConfig {
         image_tokens as f64 * slope + (self.base_shift - slope * from)
     }
 
-    /// The `steps + 1` noise levels, from 1 down to a final 0.
+    /// The `steps + 1` noise levels, from 1 down to a final 0. [`Spacing::Beta`] gives fewer where steps would fall together.
     ///
     /// # Errors
     /// [`Error::Asked`] about `steps`: 0, or 1 with a `shift_terminal`, which then has nothing to stretch.
@@ -171,8 +183,9 @@ impl SchedulerConfig {
         }
         let mut sigmas = match kind {
             ScheduleKind::Reference => self.reference(steps, self.mu(image_tokens))?,
-            ScheduleKind::ComfySimple => self.comfy_simple(steps, self.max_shift),
-            ScheduleKind::ComfySimpleSized => self.comfy_simple(steps, self.mu(image_tokens)),
+            ScheduleKind::Comfy { spacing, sized } => {
+                self.comfy(spacing, steps, if sized { self.mu(image_tokens) } else { self.max_shift })
+            }
         };
         sigmas.push(0.0);
         Ok(sigmas)
@@ -205,19 +218,6 @@ impl SchedulerConfig {
         } else {
             self.shift as f32 * t / (1.0 + (self.shift - 1.0) as f32 * t)
         }
-    }
-
-    /// Every `table / steps`-th entry of a shifted table, from its end. The table is longer for models whose shift
-    /// follows the size (`ModelSamplingFlux`) than for the others (`ModelSamplingDiscreteFlow`).
-    fn comfy_simple(&self, steps: usize, mu: f64) -> Vec<f32> {
-        let table = if self.use_dynamic_shifting { 10_000 } else { 1_000 };
-        let stride = table as f64 / steps as f64;
-        (0..steps)
-            .map(|step| {
-                let entry = table - (step as f64 * stride) as usize;
-                self.shifted(mu, entry as f32 / table as f32)
-            })
-            .collect()
     }
 }
 
@@ -273,13 +273,18 @@ mod tests {
 
     #[test]
     fn schnell_is_linear() {
-        for kind in [ScheduleKind::Reference, ScheduleKind::ComfySimple, ScheduleKind::ComfySimpleSized] {
+        for kind in ["reference", "comfy-simple", "comfy-simple-sized"] {
+            let kind: ScheduleKind = kind.parse().unwrap();
             assert_eq!(SchedulerConfig::schnell().sigmas(kind, 4, 4096).unwrap(), [1.0, 0.75, 0.5, 0.25, 0.0]);
             assert_eq!(SchedulerConfig::dev().sigmas(kind, 1, 4096).unwrap(), [1.0, 0.0]);
             assert_eq!(kind.to_string().parse::<ScheduleKind>().unwrap(), kind);
             assert!(SchedulerConfig::dev().sigmas(kind, 0, 4096).is_err());
         }
-        assert!("normal".parse::<ScheduleKind>().is_err());
+        for name in ["comfy-normal", "comfy-sgm_uniform-sized", "comfy-karras", "comfy-beta"] {
+            let kind: ScheduleKind = name.parse().unwrap();
+            assert_eq!((kind.to_string().as_str(), Ok(kind)), (name, name["comfy-".len()..].parse().map_err(drop)));
+        }
+        assert!("ddim_uniform".parse::<ScheduleKind>().is_err());
     }
 
     #[test]

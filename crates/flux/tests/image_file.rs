@@ -25,6 +25,7 @@ fn provenance(prompt: &str) -> Provenance {
         true_cfg: 1.0,
         seed: (1 << 53) + 1,
         noise: "cpu-f32".into(),
+        sampler: "euler".into(),
         schedule: "reference".into(),
         t5_length: 512,
         precision: "bf16".into(),

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use super::Found;
 use crate::error::{Error, Result};
 use crate::lora::LoraUsed;
+use crate::sampler::Sampler;
+use crate::schedule::{ScheduleKind, Spacing};
 
 /// How much a file tells about its picture's making. That a model made it is told at every level, as are the program
 /// and the safety policy.
@@ -68,7 +70,7 @@ pub struct Provenance {
     pub width: u32,
     /// Rows.
     pub height: u32,
-    /// Euler steps.
+    /// Steps from noise to picture.
     pub steps: u32,
     /// Distilled guidance scale; absent for models without it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,6 +81,9 @@ pub struct Provenance {
     pub seed: u64,
     /// The noise generator, as [`crate::noise::Noise`] is written.
     pub noise: String,
+    /// The sampler, as [`crate::sampler::Sampler`] is written; older files say nothing and mean Euler.
+    #[serde(default = "euler")]
+    pub sampler: String,
     /// The spacing of sigmas, as [`crate::schedule::ScheduleKind`] is written.
     pub schedule: String,
     /// T5 tokens, padding included.
@@ -136,7 +141,8 @@ impl Provenance {
         if let Some(negative) = self.negative_prompt.as_deref().filter(|negative| !negative.is_empty()) {
             let _ = writeln!(text, "Negative prompt: {negative}");
         }
-        let _ = write!(text, "Steps: {}, Sampler: Euler, Schedule type: Simple, ", self.steps);
+        let (sampler, schedule) = (sampler_label(&self.sampler), schedule_label(&self.schedule));
+        let _ = write!(text, "Steps: {}, Sampler: {sampler}, Schedule type: {schedule}, ", self.steps);
         let _ = write!(text, "CFG scale: {}, ", self.true_cfg);
         if let Some(guidance) = self.guidance {
             let _ = write!(text, "Distilled CFG Scale: {guidance}, ");
@@ -267,6 +273,36 @@ pub(super) const USER_COMMENT: u16 = 0x9286;
 /// IPTC's terms for what a trained model made, and for what one only enhanced.
 const TRAINED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia";
 const ENHANCED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithmicallyEnhanced";
+
+/// What a file without a sampler means.
+fn euler() -> String {
+    Sampler::Euler.name().into()
+}
+
+/// AUTOMATIC1111's name of a sampler.
+fn sampler_label(name: &str) -> &'static str {
+    match name.parse().unwrap_or_default() {
+        Sampler::Euler => "Euler",
+        Sampler::Heun => "Heun",
+        Sampler::Dpmpp2m => "DPM++ 2M",
+        Sampler::EulerAncestral => "Euler a",
+        Sampler::Lcm => "LCM",
+    }
+}
+
+/// AUTOMATIC1111's name of a schedule. Ours is its "Simple" but for last digits.
+fn schedule_label(name: &str) -> &'static str {
+    match name.parse().unwrap_or_default() {
+        ScheduleKind::Reference => "Simple",
+        ScheduleKind::Comfy { spacing, .. } => match spacing {
+            Spacing::Simple => "Simple",
+            Spacing::Normal => "Normal",
+            Spacing::Beta => "Beta",
+            Spacing::SgmUniform => "SGM Uniform",
+            Spacing::Karras => "Karras",
+        },
+    }
+}
 
 /// A value in infotext: as it is, or as a JSON string if it has a character with a meaning there.
 fn quoted(value: &str) -> Cow<'_, str> {
