@@ -2,7 +2,8 @@
 
 Every case draws network sizes, scheduler, prompt, image size, steps, guidance and seed from `--seed`, saves a pipeline
 folder, renders it with the reference, then with the binary, and compares latents and pixels. With `--layouts` the same
-weights are also rendered from every other file layout, which must give the same PNG byte for byte.
+weights are also rendered from every other file layout, which must give the same PNG byte for byte. With `--pictures`
+the cases are image-to-image, inpainting, Fill, control and Kontext, with random pictures and masks of any size.
 Exits with 1 if any case fails.
 """
 
@@ -19,6 +20,18 @@ from pathlib import Path
 
 from common import FIXTURES, rel_l2
 from layouts import write_layouts
+from pictured import (
+    MASK,
+    PIPELINES,
+    STRENGTH,
+    TRUE_CFG,
+    Pictured,
+    blob,
+    pictured_pipeline,
+    run_pictured,
+    scene,
+    widened,
+)
 from random_pipeline import Case, Spec, build, case_json, load, random_text, rendered_size, run
 
 import json  # noqa: E402
@@ -62,6 +75,15 @@ def command(darkroom, model, case, image, latents, tokenizers=None):
         args += ["--clip-tokenizer", str(tokenizers / "tokenizer"), "--t5-tokenizer", str(tokenizers / "tokenizer_2")]
     if case.negative_prompt is not None:
         args += ["-n", case.negative_prompt, "--true-cfg", repr(case.true_cfg)]
+    if isinstance(case, Pictured):
+        flag = {"control": "--control", "kontext": "--reference"}.get(case.kind, "--image")
+        args += [flag, str(image.with_name("given.png"))]
+        if case.kind in STRENGTH:
+            args += ["--strength", repr(case.strength)]
+        if case.kind in MASK:
+            args += ["--mask", str(image.with_name("mask.png"))]
+        if case.kind == "kontext":
+            args += ["--reference-size", "own"]
     return args
 
 
@@ -208,6 +230,38 @@ def random_case(rng, spec, tokens=120):
     )
 
 
+def pictured_case(rng, spec, directory):
+    """A folder in `directory`, a request with pictures, and what the reference makes of it. The pictures are written to
+    where the binary's arguments expect them."""
+    kind = rng.choice(list(PIPELINES))
+    if spec.latent == 3:
+        spec = dataclasses.replace(spec, latent=4)  # the reference takes a picture of as many channels for latents
+    plain = random_case(rng, spec, 80)
+    multiple = spec.multiple()
+    sides = {side: -(-getattr(plain, side) // multiple) * multiple for side in ("width", "height")}
+    case = Pictured(**{**dataclasses.asdict(plain), **sides}, kind=kind, strength=round(rng.uniform(0.05, 1), 3))
+    case = dataclasses.replace(case, strength=rng.choice([case.strength, case.strength, 1.0]))
+    if kind not in TRUE_CFG:
+        case = dataclasses.replace(case, negative_prompt=None, true_cfg=1.0)
+    # Kontext is told by the folder's name; its reference stays as it is, so it is no smaller than a token.
+    folder = directory / ("kontext" if kind == "kontext" else "pipeline")
+    build(spec, folder)
+    transformer = None
+    if kind in ("fill", "control"):
+        transformer = widened(load(folder), kind, spec)
+    pipe = pictured_pipeline(folder, kind, transformer)
+    if transformer is not None:
+        shutil.rmtree(folder / "transformer")
+        transformer.save_pretrained(folder / "transformer")
+    size = tuple(rng.randint(multiple, multiple + 90) for _ in range(2))
+    picture, mask = scene(*size, rng.randrange(2**31)), blob(*size, rng.randrange(2**31))
+    out = directory / "out"
+    out.mkdir()
+    picture.save(out / "given.png")
+    mask.save(out / "mask.png")
+    return folder, case, run_pictured(pipe, case, picture, mask)
+
+
 SAVE_OPTIONS = [
     {},
     {},
@@ -277,6 +331,7 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--minutes", type=float, help="go on until this much time is used, whatever --cases says")
     parser.add_argument("--layouts", action="store_true", help="FLUX-like pipelines, also in every other layout")
+    parser.add_argument("--pictures", action="store_true", help="requests with pictures")
     parser.add_argument("--fixtures", action="store_true", help="the stored fixtures instead of random cases")
     parser.add_argument("--latents-bound", type=float, default=1e-3, help="largest relative L2 distance")
     parser.add_argument("--pixel-bound", type=int, default=2, help="largest difference in 1/255")
@@ -303,19 +358,23 @@ def main():
             while time.time() - started < 60 * args.minutes if args.minutes else number < args.first + args.cases:
                 t = time.time()
                 # Each case has its own stream, so that `--first N --cases 1` repeats case N alone.
-                rng = random.Random(f"{args.seed}/{number}/{args.layouts}")
+                rng = random.Random(f"{args.seed}/{number}/{args.layouts}" + "/pictures" * args.pictures)
                 spec = random_spec(rng, args.layouts)
-                case = random_case(rng, spec, 24 if args.layouts else 120)
-                options = {} if args.layouts else rng.choice(SAVE_OPTIONS)
                 directory = scratch / str(number)
-                folder = directory / "pipeline"
-                build(spec, folder, **options)
-                expected = run(load(folder), case)
+                if args.pictures:
+                    folder, case, expected = pictured_case(rng, spec, directory)
+                else:
+                    case = random_case(rng, spec, 24 if args.layouts else 120)
+                    options = {} if args.layouts else rng.choice(SAVE_OPTIONS)
+                    folder = directory / "pipeline"
+                    build(spec, folder, **options)
+                    expected = run(load(folder), case)
                 name = f"{args.seed}/{number}"
                 sizes = (
                     f"{spec.double}+{spec.single} h{spec.heads}x{spec.head_dim} vae{len(spec.vae_channels)} "
                     f"{case.width}x{case.height} n{case.steps} t{case.max_sequence_length}"
                     + (f" cfg{case.true_cfg}" if case.negative_prompt is not None else "")
+                    + (f" {case.kind} {case.strength}" if args.pictures else "")
                 )
                 before = len(results)
                 result, png = compare(args, name, folder, case, expected, directory / "out")

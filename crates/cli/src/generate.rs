@@ -24,6 +24,7 @@ use flux::{
 use crate::{
     Usage,
     compute_args::{CacheArgs, ComputeArgs},
+    image_args::{self, ImageArgs},
     lora_args::LoraArgs,
     model_args::{ModelArgs, shown},
     output::{self, Template},
@@ -49,6 +50,8 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    images: ImageArgs,
 
     #[command(flatten)]
     recipe: RecipeArgs,
@@ -130,6 +133,7 @@ enum Seed {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.images.check()?;
     let recipe = args.recipe.read()?;
     let prompt = prompt(args, recipe.as_ref())?;
     let batch = args.batch.or(recipe.as_ref().and_then(|recipe| recipe.batch)).unwrap_or(1);
@@ -158,6 +162,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let request = request(args, &pipeline, prompt, recipe.as_ref())?;
     pipeline.check(&request)?;
     watch.progress.asked(&request);
+    if let Some(note) = image_args::note(&request) {
+        watch.progress.note(&note);
+    }
     watch.previews = previews(args, &template, &request, &pipeline);
 
     let mut written = Vec::new();
@@ -234,7 +241,17 @@ fn request(args: &Args, pipeline: &Pipeline, prompt: String, recipe: Option<&Rec
         let negative_prompt = args.negative_prompt.clone().or_else(|| recipe.negative_prompt.clone());
         Recipe { prompt: Some(prompt), negative_prompt, ..recipe.clone() }.apply(&mut request, pipeline)?;
     }
+    args.images.apply(pipeline.family(), &mut request)?;
+    let shape = f64::from(request.width) / f64::from(request.height);
     args.size.apply(&mut request)?;
+    if args.images.is_given() {
+        // One side alone: the other follows the picture's shape.
+        match (args.size.width, args.size.height) {
+            (Some(width), None) => request.height = (f64::from(width) / shape).round().clamp(16.0, 65536.0) as u32,
+            (None, Some(height)) => request.width = (f64::from(height) * shape).round().clamp(16.0, 65536.0) as u32,
+            _ => {}
+        }
+    }
     request.steps = args.steps.unwrap_or(request.steps);
     request.guidance = args.guidance.unwrap_or(request.guidance);
     request.true_cfg = args.true_cfg.unwrap_or(request.true_cfg);

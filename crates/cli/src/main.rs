@@ -6,6 +6,7 @@ mod bench;
 mod compute_args;
 mod convert;
 mod generate;
+mod image_args;
 mod inspect;
 mod lora_args;
 mod model_args;

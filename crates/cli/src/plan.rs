@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use flux::{
     model::Family,
-    plan::{PartPlan, Plan, Size, plan, plan_flux1},
+    plan::{Given, PartPlan, Plan, Size, plan, plan_flux1},
     sampler::Sampler,
 };
 use tensor::DType;
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 fn real(name: &str) -> Option<Family> {
     match Family::from_name(name) {
         Family::Other if name == "dev" => Some(Family::Dev),
-        Family::Other => None,
+        Family::Other | Family::Fill | Family::Canny | Family::Depth | Family::Control => None,
         family => Some(family),
     }
 }
@@ -87,6 +87,7 @@ fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
         true_cfg: args.true_cfg,
         vae_tiling: None,
         upscale: None,
+        given: Given::NONE,
     }
 }
 

@@ -44,7 +44,11 @@ impl Progress {
         };
         self.note(&format!(
             "{}×{} pixels{enlarged}, {} steps{sampler}, guidance {}{cfg}, seed {}{batch}",
-            request.width, request.height, request.steps, request.guidance, request.seed
+            request.width,
+            request.height,
+            request.steps_made(),
+            request.guidance,
+            request.seed
         ));
     }
 
@@ -62,6 +66,7 @@ impl Progress {
             }
             Event::PromptKnown => self.note("prompt embeddings from the cache"),
             Event::Encoding => self.stage("reading the prompt"),
+            Event::EncodingPictures => self.stage("encoding the picture"),
             Event::Decoding { picture } => self.stage(&format!("decoding picture {}", picture + 1)),
             Event::Step(step) => self.step(step),
             Event::Upscaling { tile, tiles } => self.stage(&format!("enlarging, part {tile} of {tiles}")),

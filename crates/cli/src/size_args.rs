@@ -15,10 +15,10 @@ use crate::Usage;
 pub(crate) struct SizeArgs {
     /// Width in pixels [default: the model's, 1024 for Krea]
     #[arg(short = 'W', long, value_name = "PIXELS")]
-    width: Option<u32>,
+    pub(crate) width: Option<u32>,
     /// Height in pixels
     #[arg(short = 'H', long, value_name = "PIXELS")]
-    height: Option<u32>,
+    pub(crate) height: Option<u32>,
     /// Both, as 1024x768: decides, whatever --aspect and --resolution say; or a shape, as 16:9
     #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height"])]
     size: Option<String>,

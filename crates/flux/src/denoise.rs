@@ -23,6 +23,31 @@ pub(crate) struct Guided<'a> {
     pub(crate) negative: Option<(Condition<'a>, f32)>,
     /// How many of the transformer's blocks stay in memory.
     pub(crate) resident_blocks: usize,
+    /// What goes with the latents.
+    pub(crate) beside: Beside<'a>,
+}
+
+/// What the transformer is given beside the latents; the same at every step.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Beside<'a> {
+    /// Further channels of each token: `[tokens, in_channels − 4·latent channels]`.
+    pub(crate) channels: Option<&'a Tensor>,
+    /// Further tokens, whose velocity nobody needs: `[reference tokens, 4·latent channels]`.
+    pub(crate) references: Option<&'a Tensor>,
+}
+
+impl Beside<'_> {
+    /// What `img_in` takes.
+    fn with(&self, img: &Tensor) -> Tensor {
+        let wide = self.channels.map(|channels| Tensor::concat(&[img, channels], 1));
+        let img = wide.as_ref().unwrap_or(img);
+        self.references.map_or_else(|| img.clone(), |references| Tensor::concat(&[img, references], 0))
+    }
+
+    /// The velocity of the latents alone.
+    fn own(&self, velocity: Tensor, img: &Tensor) -> Tensor {
+        if self.references.is_some() { velocity.slice(0, 0, img.shape()[0]) } else { velocity }
+    }
 }
 
 impl Guided<'_> {
@@ -35,11 +60,14 @@ impl Guided<'_> {
             }
             watch::check(watch)
         };
+        let input = self.beside.with(img);
         stream.begin();
-        let positive = flux.forward(img, sigma, self.condition, &mut between_blocks)?;
+        let positive = flux.forward(&input, sigma, self.condition, &mut between_blocks)?;
+        let positive = self.beside.own(positive, img);
         let Some((negative, scale)) = self.negative else { return Ok(positive) };
         stream.begin();
-        let negative = flux.forward(img, sigma, negative, &mut between_blocks)?;
+        let negative = flux.forward(&input, sigma, negative, &mut between_blocks)?;
+        let negative = self.beside.own(negative, img);
         Ok(negative.add_scaled(scale, &positive.sub(&negative)))
     }
 }

@@ -18,7 +18,7 @@ use crate::pixels::Rgb8;
 use crate::safety::Reviewed;
 pub use decode::{Decoded, MAX_FILE, MAX_INPUT_PIXELS, contents, decode, open};
 use metadata::Notes;
-pub use metadata::{MetadataLevel, Provenance, Upscaled};
+pub use metadata::{FromPictures, MetadataLevel, Provenance, Upscaled};
 pub use read::{Found, read};
 
 /// PNG text keys: the one that other tools know, ours, and the standard's for XMP.

@@ -10,13 +10,18 @@ use std::{
 use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
 
 use crate::{
-    denoise::{Guided, Path, denoise},
+    conditioning::{
+        Kind,
+        canvas::Sizes,
+        encode::{Job, Seen},
+    },
+    denoise::{Beside, Guided, Path, denoise},
     error::{Error, Result},
     image_file::{LoraUsed, Provenance, Upscaled},
     latents::Latents,
     lora::{self, Applied, LoraReport, Loras},
     memory::{Extent, Stream},
-    model::{Defaults, ModelFiles, Tokenizer},
+    model::{Defaults, Family, ModelFiles, Tokenizer},
     noise::Generator,
     pixels::{self, Range, Rgb8},
     plan::{self, Plan, Size},
@@ -32,7 +37,7 @@ use crate::{
     },
     transformer::{Condition, Flux, Rope, guidance_argument},
     upscale::{self, Upscaler},
-    vae::{Decoder, VaeConfig, tiling::Tiling, tiny::TinyDecoder},
+    vae::{Decoder, Encoder, VaeConfig, tiling::Tiling, tiny::TinyDecoder},
     watch::{self, Event, Watch},
 };
 
@@ -209,10 +214,13 @@ impl Pipeline {
     /// The parts come from several files: their widths must meet.
     fn check_fit(&self, origin: &std::path::Path) -> Result<()> {
         let flux = self.transformer.config();
+        // With a control picture 128 channels, with Fill 384: whatever is known is no misfit.
+        let latents = 4 * self.vae.config().latent_channels;
+        let img_in = if self.kind().is_some() { latents } else { flux.in_channels };
         let pairs = [
             ("CLIP's width", self.clip.config().hidden_size, "vector_in", flux.vec_in_dim),
             ("T5's width", self.t5.config().d_model, "txt_in", flux.context_in_dim),
-            ("the autoencoder's latents (packed)", 4 * self.vae.config().latent_channels, "img_in", flux.in_channels),
+            ("the autoencoder's latents (packed)", latents, "img_in", img_in),
             (
                 "the autoencoder's latents (packed)",
                 4 * self.vae.config().latent_channels,
@@ -241,6 +249,11 @@ impl Pipeline {
         self.files.notice.as_deref()
     }
 
+    /// Which member of the family it is.
+    pub fn family(&self) -> Family {
+        self.files.family
+    }
+
     /// What requests get unless they say otherwise.
     pub fn defaults(&self) -> &Defaults {
         &self.files.defaults
@@ -249,6 +262,12 @@ impl Pipeline {
     /// The arithmetic of products.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// What the transformer takes beside noise and text; `None` if its channels fit nothing that is known.
+    pub fn kind(&self) -> Option<Kind> {
+        let (channels, vae) = (self.transformer.config().in_channels, self.vae.config());
+        Kind::of(self.files.family, channels, vae.latent_channels, vae.factor())
     }
 
     /// The policy in force.
@@ -278,10 +297,12 @@ impl Pipeline {
     }
 
     fn checked(&self, request: &Request) -> Result<Plan> {
-        request.check(2 * self.vae.config().factor() as u32)?;
+        request.check(self.least_side())?;
+        request.pictures.check(self.kind().unwrap_or(Kind::Base), self.files.family, self.least_side())?;
         let plan = self.plan(request)?;
         if plan.shortfall().is_some() {
-            return Err(plan::refuse(&plan, size(request), |size| self.plan_size(size)));
+            let size = self.size(request);
+            return Err(plan::refuse(&plan, size, |size| self.plan_size(size)));
         }
         Ok(plan)
     }
@@ -305,16 +326,10 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be used.
     pub fn plan(&self, request: &Request) -> Result<Plan> {
-        self.plan_size(size(request))
+        self.plan_size(self.size(request))
     }
 
     fn plan_size(&self, size: Size) -> Result<Plan> {
-        let (takes, latents) = (self.transformer.config().in_channels, 4 * self.vae.config().latent_channels);
-        if takes != latents {
-            let problem =
-                format!("a control LoRA gives 'img_in' {takes} channels, but there are {latents} of noise alone");
-            return Err(Error::asked("lora", problem));
-        }
         plan::plan_with(&self.files, size, &self.options, &self.loras, self.lora_bytes)
     }
 
@@ -367,6 +382,7 @@ impl Pipeline {
             vae_tiling: request.vae_tiling,
             upscaled: request.upscale.map(|scale| self.upscaled(scale)).into_iter().collect(),
             loras: LoraUsed::all(&self.loras),
+            from_pictures: request.pictures.told(),
         }
     }
 
@@ -397,6 +413,9 @@ impl Pipeline {
         watch.event(Event::Planned(&plan));
         let prompt = self.safety.screen(&request.prompt)?;
         let negative = self.safety.screen(request.negative_prompt.as_deref().unwrap_or(""))?;
+        for (_, picture) in request.pictures.all() {
+            self.safety.review(picture.as_ref())?;
+        }
 
         watch.event(Event::Encoding);
         let start = Instant::now();
@@ -407,20 +426,31 @@ impl Pipeline {
         self.backend.release_idle();
         let encode = start.elapsed().as_secs_f64();
 
+        let start = Instant::now();
         let latent_size = self.latent_size(request);
         let grid = [latent_size[1] / 2, latent_size[2] / 2];
-        let sigmas = self.scheduler.sigmas(request.schedule, request.steps as usize, grid[0] * grid[1])?;
+        let schedule = |steps| self.scheduler.sigmas(request.schedule, steps, grid[0] * grid[1]);
+        let sigmas = match &request.pictures.start {
+            Some(start) => start.sigmas(request.steps, schedule)?,
+            None => schedule(request.steps as usize)?,
+        };
+        let seen = self.see(request, &plan, sigmas[0], watch)?;
+        let (references, grids) = seen.references();
+        let encode = encode + start.elapsed().as_secs_f64();
         let config = self.transformer.config();
-        let rope = Rope::text_to_image(&self.backend, request.t5_length, grid, config.axes_dim, config.theta);
+        let rope = Rope::with_references(&self.backend, request.t5_length, grid, grids, config.axes_dim, config.theta);
         let guidance = guidance_argument(request.guidance, self.precision);
         for picture in 0..request.batch {
             let seed = request.seed.wrapping_add(u64::from(picture));
-            let noise = Latents::noise(request.noise, seed, latent_size);
+            let beginning = seen.begin(&request.pictures, request.noise, seed, latent_size, sigmas[0], &self.backend);
             let guided = Guided {
                 condition: positive.with(guidance, &rope),
                 negative: negative.as_ref().map(|text| (text.with(guidance, &rope), request.true_cfg)),
                 resident_blocks: plan.part("transformer").map_or(0, |part| part.resident_blocks),
+                beside: Beside { channels: beginning.channels.as_ref(), references },
             };
+            let blend = beginning.blend.as_ref();
+            let after_step = |x: Tensor, sigma| blend.map_or_else(|| x.clone(), |blend| blend.after_step(&x, sigma));
             let preview = |latents: &Latents| {
                 // Where the transformer has to make room for the decoder, there is none for a preview's.
                 if !plan.keeps_transformer && self.previewer.decodes() {
@@ -431,12 +461,12 @@ impl Pipeline {
             };
             let start = Instant::now();
             let path = Path {
-                start: &noise,
+                start: &beginning.latents,
                 sigmas: &sigmas,
                 sampler: request.sampler,
                 // As ComfyUI on a CPU: the fresh noise of a picture's way has the seed after that of its beginning.
                 draws: Generator::new(request.noise, seed.wrapping_add(1)),
-                after_step: None,
+                after_step: blend.is_some().then_some(&after_step as &dyn Fn(Tensor, f32) -> Tensor),
                 picture,
             };
             let latents = denoise(&self.transformer, path, &guided, &preview, watch)?;
@@ -466,6 +496,54 @@ impl Pipeline {
             }
         }
         Ok(())
+    }
+
+    /// What the autoencoder says of the request's pictures; nothing is loaded if there are none.
+    fn see(&self, request: &Request, plan: &Plan, sigma: f32, watch: &mut dyn Watch) -> Result<Seen> {
+        if request.pictures.is_empty() {
+            return Ok(Seen::default());
+        }
+        watch.event(Event::EncodingPictures);
+        let weights = self.files.vae.weights(&self.backend, self.precision.without_int8());
+        let encoder = Encoder::load(self.vae.config().clone(), &weights)?;
+        let job = Job {
+            pictures: &request.pictures,
+            kind: self.kind().unwrap_or(Kind::Base),
+            sizes: self.picture_sizes(request),
+            sigma,
+            vae_tiling: request.vae_tiling,
+            tiled: plan.tiled,
+        };
+        let seen = Seen::encode(&job, &encoder, &self.backend, &mut || watch::check(watch))?;
+        weights.extent().release();
+        self.backend.release_idle();
+        Ok(seen)
+    }
+
+    /// Pixels of a token: a picture's least side.
+    fn least_side(&self) -> u32 {
+        2 * self.vae.config().factor() as u32
+    }
+
+    fn picture_sizes(&self, request: &Request) -> Sizes {
+        let factor = self.vae.config().factor() as u32;
+        let [_, height, width] = self.latent_size(request).map(|side| side as u32);
+        Sizes { asked: (request.width, request.height), rendered: (width * factor, height * factor), factor }
+    }
+
+    /// What of a request decides about memory and work.
+    fn size(&self, request: &Request) -> Size {
+        Size {
+            width: request.width,
+            height: request.height,
+            t5_length: request.t5_length,
+            steps: request.steps_made(),
+            sampler: request.sampler,
+            true_cfg: request.uses_true_cfg(),
+            vae_tiling: request.vae_tiling,
+            upscale: request.upscale,
+            given: request.pictures.given(self.picture_sizes(request), self.least_side()),
+        }
     }
 
     fn encode(
@@ -595,20 +673,6 @@ impl Pipeline {
             }
         };
         Error::Degenerate(format!("{what}; nothing was saved; hint: {hint}"))
-    }
-}
-
-/// What of a request decides about memory and work.
-fn size(request: &Request) -> Size {
-    Size {
-        width: request.width,
-        height: request.height,
-        t5_length: request.t5_length,
-        steps: request.steps,
-        sampler: request.sampler,
-        true_cfg: request.uses_true_cfg(),
-        vae_tiling: request.vae_tiling,
-        upscale: request.upscale,
     }
 }
 

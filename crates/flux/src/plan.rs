@@ -13,7 +13,7 @@ use tensor::{
 };
 
 use crate::{
-    denoise::{Guided, Path, denoise},
+    denoise::{Beside, Guided, Path, denoise},
     error::{Error, Result},
     latents::Latents,
     lora::{self, Loras, Model},
@@ -28,7 +28,7 @@ use crate::{
     },
     transformer::{Condition, Flux, FluxConfig, Rope},
     upscale::Upscaler,
-    vae::{Decoder, VaeConfig, tiling::Tiling},
+    vae::{Decoder, Encoder, VaeConfig, tiling::Tiling},
     weights::Weights,
 };
 
@@ -41,10 +41,16 @@ const THREAD: u64 = 4 << 20;
 /// Above so many pixels a picture is decoded in tiles unless its request says otherwise: its activations take several gigabytes.
 pub(crate) const TILED_FROM: u64 = 2048 * 1024;
 
+/// Whether the encoder sees a picture of this size in tiles: as asked, or where the plan or its size say so.
+pub(crate) fn encodes_in_tiles(asked: Option<bool>, tiled: bool, width: usize, height: usize) -> bool {
+    asked.unwrap_or(tiled || (width * height) as u64 > TILED_FROM)
+}
+
 /// What a model and a size take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// In the order a picture needs them: `clip_l`, `t5`, `transformer`, `vae`, and `upscaler` if it is enlarged.
+    /// In the order a picture needs them: `clip_l`, `t5`, `vae_encoder` where there are pictures to encode, `transformer`,
+    /// `vae`, and `upscaler` if it is enlarged.
     pub parts: Vec<PartPlan>,
     /// Tokens of text and picture that attend to each other.
     pub tokens: usize,
@@ -69,7 +75,7 @@ pub struct Plan {
 /// What a part takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartPlan {
-    /// `clip_l`, `t5`, `transformer` (one Euler step), `vae`, `upscaler`.
+    /// `clip_l`, `t5`, `vae_encoder`, `transformer` (one Euler step), `vae`, `upscaler`.
     pub name: &'static str,
     /// Numbers in it.
     pub parameters: u64,
@@ -180,6 +186,26 @@ pub struct Size {
     pub vae_tiling: Option<bool>,
     /// How many times the picture is enlarged, if it is.
     pub upscale: Option<u32>,
+    /// Pictures given.
+    pub given: Given,
+}
+
+/// What of a request's pictures decides about memory and work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Bytes of the pictures, which lie in memory all the time.
+    pub bytes: u64,
+    /// Whether a picture of the request's size is encoded.
+    pub encodes: bool,
+    /// The largest reference, pixels: width, height.
+    pub largest_reference: Option<[u32; 2]>,
+    /// Tokens of all references.
+    pub reference_tokens: usize,
+}
+
+impl Given {
+    /// No pictures.
+    pub const NONE: Self = Self { bytes: 0, encodes: false, largest_reference: None, reference_tokens: 0 };
 }
 
 /// Sizes of all parts.
@@ -194,7 +220,7 @@ struct Configs {
 /// Plans with a model's own files; only their headers are read.
 ///
 /// ```
-/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Size}, sampler::Sampler};
+/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Given, Size}, sampler::Sampler};
 ///
 /// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
 /// let size = Size {
@@ -206,6 +232,7 @@ struct Configs {
 ///     true_cfg: false,
 ///     vae_tiling: None,
 ///     upscale: None,
+///     given: Given::NONE,
 /// };
 /// let options = LoadOptions { memory_limit: Some(1 << 30), ..LoadOptions::default() };
 /// let plan = plan::plan(&files, size, &options)?;
@@ -316,8 +343,17 @@ fn run_decoding(
         flux.widen();
     }
     let vae = Decoder::load(configs.vae, &vae_weights)?;
-    let vae_layout = Layout { fixed: vae_weights.extent(), blocks: Vec::new() };
-    let layouts = [clip.layout().clone(), t5.layout().clone(), flux.layout().clone(), vae_layout];
+    let whole = |weights: &Weights| Layout { fixed: weights.extent(), blocks: Vec::new() };
+    let layouts = [clip.layout().clone(), t5.layout().clone(), flux.layout().clone(), whole(&vae_weights)];
+    let encoded = encoded(&size, grid, factor);
+    let encoder = if encoded.is_empty() {
+        None
+    } else {
+        let [.., weights] = weights(&backend);
+        let encoder = Encoder::load(vae.config().clone(), &weights)?;
+        let layout = whole(&weights);
+        Some((encoder, weights, layout))
+    };
 
     let mut parts = Vec::new();
     let mut measure = |name, weights: &Weights, layout: &Layout, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
@@ -342,8 +378,27 @@ fn run_decoding(
     })?;
 
     let zeros = |shape: &[usize]| Tensor::from_vec(&backend, Shape::new(shape), vec![0.0; shape.iter().product()]);
+    if let Some((encoder, weights, layout)) = &encoder {
+        let tiling = Tiling::of_config(encoder.config());
+        measure("vae_encoder", weights, layout, &mut || {
+            for &[width, height] in &encoded {
+                let tiles = encodes_in_tiles(size.vae_tiling, tiled, width, height);
+                let side = |side: usize| if tiles { side.min(tiling.tile * factor) } else { side };
+                // The whole picture lies beside its tiles.
+                let whole = zeros(&[height, width, 3]);
+                encoder.moments(&if tiles { zeros(&[side(height), side(width), 3]) } else { whole.clone() });
+            }
+            Ok(())
+        })?;
+    }
     let config = flux.config();
-    let rope = Rope::text_to_image(&backend, size.t5_length, grid, config.axes_dim, config.theta);
+    // Where references lie does not matter here, how many tokens they have does.
+    let references = [[1, size.given.reference_tokens]];
+    let rope = Rope::with_references(&backend, size.t5_length, grid, &references, config.axes_dim, config.theta);
+    let tokens = |count: usize, channels: usize| (count * channels > 0).then(|| zeros(&[count, channels]));
+    let latents = 4 * latent_channels;
+    let channels = tokens(rows * columns, config.in_channels.saturating_sub(latents));
+    let references = tokens(size.given.reference_tokens, latents);
     let prompt = || (zeros(&[size.t5_length, config.context_in_dim]), zeros(&[1, config.vec_in_dim]));
     let prompts: Vec<_> = (0..if size.true_cfg { 2 } else { 1 }).map(|_| prompt()).collect();
     let condition = |(txt, pooled)| Condition { txt, pooled, guidance_argument: 1000.0, rope: &rope };
@@ -353,6 +408,7 @@ fn run_decoding(
         condition: positive,
         negative: conditions.next().map(|negative| (negative, 2.0)),
         resident_blocks: layouts[2].blocks.len(),
+        beside: Beside { channels: channels.as_ref(), references: references.as_ref() },
     };
     let count = latent_channels * 4 * rows * columns;
     let noise = Latents { channels: latent_channels, height: 2 * rows, width: 2 * columns, values: vec![0.0; count] };
@@ -372,7 +428,8 @@ fn run_decoding(
         // The whole picture and two rows of tiles, f32.
         vae.work.peak_bytes += 4 * 3 * (4 * rows * columns * factor * factor) as u64 * 3;
     }
-    let mut pinned: u64 = layouts.iter().map(Layout::pinned_bytes).sum::<u64>() + own_bytes;
+    let encoders = encoder.iter().map(|(_, _, layout)| layout);
+    let mut pinned: u64 = layouts.iter().chain(encoders).map(Layout::pinned_bytes).sum::<u64>() + own_bytes;
     if let Some(scale) = size.upscale {
         let upscaler = Upscaler::find(scale, options.upscaler.as_deref(), &backend)?;
         counter.reset();
@@ -399,20 +456,29 @@ fn run_decoding(
         transformer.work.peak_bytes = transformer.work.peak_bytes.max(counter.report().peak_bytes);
     }
 
+    // What is kept of a picture that is blended in: where, its latents, their noise.
+    let blended = if size.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
     let mut plan = Plan {
         parts,
-        tokens: size.t5_length + rows * columns,
+        tokens: size.t5_length + rows * columns + size.given.reference_tokens,
         steps: size.steps,
         sampler: size.sampler,
         evaluations: size.sampler.evaluations(size.steps) * if size.true_cfg { 2 } else { 1 },
         precision,
         limit: options.memory_limit.or_else(memory::available),
-        overhead_bytes: overhead(options.device) + pinned,
+        overhead_bytes: overhead(options.device) + pinned + size.given.bytes + blended,
         keeps_transformer: true,
         tiled,
     };
     plan.fit();
     Ok(plan)
+}
+
+/// Width and height of what the encoder sees: the picture of the request's size, the largest reference.
+fn encoded(size: &Size, grid: [usize; 2], factor: usize) -> Vec<[usize; 2]> {
+    let [rows, columns] = grid;
+    let own = size.given.encodes.then_some([2 * columns * factor, 2 * rows * factor]);
+    own.into_iter().chain(size.given.largest_reference.map(|sides| sides.map(|side| side as usize))).collect()
 }
 
 /// The program and its threads, bytes.
@@ -479,6 +545,7 @@ mod tests {
         true_cfg: false,
         vae_tiling: None,
         upscale: None,
+        given: Given::NONE,
     };
 
     fn limited(dtype: DType, size: Size, limit: u64) -> Plan {

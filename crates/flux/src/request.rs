@@ -1,6 +1,7 @@
 //! What can be asked for. Checked once, before any work.
 
 use crate::{
+    conditioning::Pictures,
     error::{Error, Result},
     model::Defaults,
     noise::Noise,
@@ -53,6 +54,8 @@ pub struct Request {
     pub schedule: ScheduleKind,
     /// T5 tokens, padding included.
     pub t5_length: usize,
+    /// Pictures to begin from, to follow, to look at.
+    pub pictures: Pictures,
     /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels.
     pub vae_tiling: Option<bool>,
     /// How many times the finished picture is enlarged, 2 or 4; see [`crate::upscale`].
@@ -76,9 +79,15 @@ impl Request {
             sampler: Sampler::default(),
             schedule: ScheduleKind::default(),
             t5_length: defaults.t5_length,
+            pictures: Pictures::default(),
             vae_tiling: None,
             upscale: None,
         }
+    }
+
+    /// The steps that are made: fewer than [`Request::steps`] where a picture is begun from.
+    pub fn steps_made(&self) -> u32 {
+        self.pictures.start.as_ref().map_or(self.steps, |start| start.steps(self.steps))
     }
 
     /// Refuses what cannot be met. `least_side` is a token of the model, pixels: 16 for FLUX.1.

@@ -16,6 +16,8 @@ pub enum Event<'a> {
     Planned(&'a Plan),
     /// The prompt is being read.
     Encoding,
+    /// The request's pictures are being encoded.
+    EncodingPictures,
     /// What the encoders say of the prompt was found in the cache.
     PromptKnown,
     /// A step is done.

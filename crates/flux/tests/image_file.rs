@@ -1,6 +1,8 @@
 //! Pictures written and read back: every format at every metadata level, foreign metadata, and damaged files.
 
-use flux::image_file::{Encoding, Format, Found, LoraUsed, MetadataLevel, Provenance, Upscaled, encode, read};
+use flux::image_file::{
+    Encoding, Format, Found, FromPictures, LoraUsed, MetadataLevel, Provenance, Upscaled, encode, read,
+};
 use flux::pixels::Rgb8;
 use flux::safety::{Reviewed, Safety};
 
@@ -33,6 +35,7 @@ fn provenance(prompt: &str) -> Provenance {
         vae_tiling: Some(false),
         upscaled: vec![Upscaled { scale: 4, network: "span-x4".into() }],
         loras: vec![LoraUsed { name: "ink, \"wash\"".into(), weight: 0.8, hash: "0123456789ab".into() }],
+        from_pictures: Some(FromPictures { strength: Some(0.6), mask: true, ..FromPictures::default() }),
     }
 }
 

@@ -33,6 +33,15 @@ pub struct Decoded {
     pub alpha: Option<Vec<u8>>,
 }
 
+impl Decoded {
+    /// As a mask, white where is to be painted anew: where it is transparent, if it has transparency; otherwise as it is.
+    pub fn into_mask(self) -> Rgb8 {
+        let Some(alpha) = self.alpha else { return self.picture };
+        let pixels = alpha.iter().flat_map(|alpha| [255 - alpha; 3]).collect();
+        Rgb8::new(self.picture.width(), self.picture.height(), pixels)
+    }
+}
+
 /// Reads a picture file for a field of a request: `image`, `mask`, `control` …
 ///
 /// # Errors

@@ -101,6 +101,9 @@ pub struct Provenance {
     /// What changed the model.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<LoraUsed>,
+    /// The pictures it was made from, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_pictures: Option<FromPictures>,
 }
 
 /// A picture made larger by a network.
@@ -117,6 +120,34 @@ impl Upscaled {
     pub(super) fn parameters(&self) -> String {
         format!(", Postprocess upscale by: {}, Postprocess upscaler: {}", self.scale, quoted(&self.network))
     }
+}
+
+/// What is told of the pictures that a picture was made from; not the pictures themselves.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FromPictures {
+    /// How far it went from the picture that it began from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f64>,
+    /// Which steps that is, as [`crate::conditioning::StrengthMapping`] is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength_mapping: Option<String>,
+    /// Whether a mask said what to paint anew.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mask: bool,
+    /// Pixels added on the left, above, on the right and below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outpaint: Option<[u32; 4]>,
+    /// What was followed: `picture`, or `canny` for the edges of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<String>,
+    /// How many reference pictures were looked at.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub references: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 impl Provenance {
@@ -148,6 +179,9 @@ impl Provenance {
             let _ = write!(text, "Distilled CFG Scale: {guidance}, ");
         }
         let _ = write!(text, "Seed: {}, Size: {}x{}, ", self.seed, self.width, self.height);
+        if let Some(strength) = self.from_pictures.as_ref().and_then(|pictures| pictures.strength) {
+            let _ = write!(text, "Denoising strength: {strength}, ");
+        }
         if !self.loras.is_empty() {
             let hashes: Vec<String> = self.loras.iter().map(|lora| format!("{}: {}", lora.name, lora.hash)).collect();
             let _ = write!(text, "Lora hashes: {}, ", serde_json::Value::from(hashes.join(", ")));

@@ -10,6 +10,7 @@ use tensor::{Backend, DType, Precision};
 
 use super::{Defaults, Family, Folder};
 use crate::{
+    conditioning::Kind,
     error::{Error, Result},
     schedule::SchedulerConfig,
     text::{
@@ -182,6 +183,8 @@ pub struct ModelFiles {
     pub t5: Part,
     /// TAEF1's decoder, for previews.
     pub tiny_decoder: Option<Part>,
+    /// Whether the model's folder says its defaults itself.
+    pub(super) own_defaults: bool,
     pub(crate) clip_tokenizer: TokenizerFiles,
     pub(crate) t5_tokenizer: TokenizerFiles,
     pub(crate) scheduler: Option<(PathBuf, Vec<u8>)>,
@@ -240,7 +243,7 @@ impl ModelFiles {
     /// A diffusers folder.
     pub(crate) fn from_diffusers(folder: &Folder, name: &str) -> Result<Self> {
         let index = folder.text("model_index.json")?;
-        check_index(folder, index.as_deref())?;
+        let class = check_index(folder, index.as_deref())?;
         let part = |component: Component, dir: &str, stems: &[&str]| -> Result<Part> {
             for stem in stems {
                 let Some(checkpoint) = folder.checkpoint(&format!("{dir}/{stem}"))? else { continue };
@@ -269,11 +272,12 @@ impl ModelFiles {
             None => Own::default(),
         };
         let name = own.name.unwrap_or_else(|| name.to_owned());
-        let family = Family::from_name(&name);
+        let family = if class.contains("Kontext") { Family::Kontext } else { Family::from_name(&name) };
         let scheduler = "scheduler/scheduler_config.json";
         Ok(Self {
             family,
             defaults: own.defaults.unwrap_or_else(|| family.defaults()),
+            own_defaults: own.defaults.is_some(),
             notice: own.notice,
             name,
             transformer: part(Component::Transformer, "transformer", &diffusers)?,
@@ -298,6 +302,7 @@ impl ModelFiles {
             name: name.to_owned(),
             family,
             defaults: family.defaults(),
+            own_defaults: false,
             notice: None,
             transformer,
             vae,
@@ -314,6 +319,31 @@ impl ModelFiles {
     /// exact; otherwise bf16.
     pub fn auto_precision(&self) -> Precision {
         if self.transformer.is_f32() { Precision::F32 } else { Precision::BF16 }
+    }
+
+    /// What the transformer takes beside noise and text; `None` where its channels fit nothing that is known, or a header
+    /// cannot be used, which loading will tell.
+    pub fn kind(&self) -> Option<Kind> {
+        let (flux, vae) = (self.transformer.flux_config().ok()?, self.vae.vae_config().ok()?);
+        Kind::of(self.family, flux.in_channels, vae.latent_channels, vae.factor())
+    }
+
+    /// Corrects what a name said of the member by the weights, and the usual settings with it. `transformer` is the name of
+    /// a transformer that was given apart.
+    pub(super) fn settle(&mut self, transformer: Option<&str>) {
+        let name = transformer.unwrap_or(&self.name).to_owned();
+        let told = match transformer.map(Family::from_name) {
+            Some(Family::Other) | None => self.family,
+            Some(told) => told,
+        };
+        let kind = Self { family: told, ..self.clone() }.kind();
+        let seen = told.seen(&name, kind);
+        if seen != self.family {
+            self.family = seen;
+            if !self.own_defaults {
+                self.defaults = seen.defaults();
+            }
+        }
     }
 
     /// The noise schedule: the folder's, or the family's usual one.
@@ -363,7 +393,8 @@ struct Own {
     defaults: Option<Defaults>,
 }
 
-fn check_index(folder: &Folder, json: Option<&str>) -> Result<()> {
+/// The class of pipeline that a folder describes.
+fn check_index(folder: &Folder, json: Option<&str>) -> Result<String> {
     let path = folder.path("model_index.json");
     let Some(json) = json else {
         return Err(Error::file(path, "is missing; a diffusers folder was expected"));
@@ -371,7 +402,17 @@ fn check_index(folder: &Folder, json: Option<&str>) -> Result<()> {
     let index: serde_json::Value =
         serde_json::from_str(json).map_err(|e| Error::file(&path, format!("cannot be read: {e}")))?;
     match index.get("_class_name").and_then(serde_json::Value::as_str) {
-        Some("FluxPipeline" | "FluxImg2ImgPipeline" | "FluxInpaintPipeline") => Ok(()),
+        Some(
+            class @ ("FluxPipeline"
+            | "FluxImg2ImgPipeline"
+            | "FluxInpaintPipeline"
+            | "FluxFillPipeline"
+            | "FluxControlPipeline"
+            | "FluxControlImg2ImgPipeline"
+            | "FluxControlInpaintPipeline"
+            | "FluxKontextPipeline"
+            | "FluxKontextInpaintPipeline"),
+        ) => Ok(class.to_owned()),
         Some(class) => Err(Error::file(path, format!("describes a {class}; a FluxPipeline was expected"))),
         None => Err(Error::file(path, "does not say its '_class_name'; a FluxPipeline was expected")),
     }

@@ -14,7 +14,7 @@ use crate::{
 /// What a person asked for.
 #[derive(Clone, Debug, Default)]
 pub struct ModelSpec {
-    /// `-m`: a path, a known name (`krea`, `dev`, `schnell`, `pocket`) or a repository (`org/name`); `None` is `pocket`
+    /// `-m`: a path, a known name (`krea`, `dev`, `schnell`, `kontext`, `fill`, `canny`, `depth`, `pocket`) or a repository (`org/name`); `None` is `pocket`
     /// unless parts are given.
     pub model: Option<String>,
     /// Files given one by one.
@@ -31,10 +31,14 @@ pub struct SearchPaths {
 }
 
 /// Names for repositories.
-const KNOWN: [(&str, &str, &str); 3] = [
+const KNOWN: [(&str, &str, &str); 7] = [
     ("krea", "black-forest-labs/FLUX.1-Krea-dev", "krea"),
     ("dev", "black-forest-labs/FLUX.1-dev", "flux1-dev"),
     ("schnell", "black-forest-labs/FLUX.1-schnell", "schnell"),
+    ("kontext", "black-forest-labs/FLUX.1-Kontext-dev", "kontext"),
+    ("fill", "black-forest-labs/FLUX.1-Fill-dev", "flux1-fill"),
+    ("canny", "black-forest-labs/FLUX.1-Canny-dev", "flux1-canny"),
+    ("depth", "black-forest-labs/FLUX.1-Depth-dev", "flux1-depth"),
 ];
 
 const WEIGHTS: [&str; 3] = ["safetensors", "sft", "gguf"];
@@ -51,6 +55,7 @@ impl ModelSpec {
             None => pocket::files()?,
         };
         self.override_parts(&mut files)?;
+        files.settle(self.parts.transformer.as_deref().map(stem).as_deref());
         Ok(files)
     }
 
@@ -90,7 +95,7 @@ impl ModelSpec {
         let tried: Vec<String> = tried.iter().map(|p| format!("'{}'", p.display())).collect();
         let tried = if tried.is_empty() { String::new() } else { format!(" (looked in {})", tried.join(", ")) };
         let hint = "give a path to a diffusers folder, a ComfyUI models folder, a .safetensors or a .gguf file, or one of the names \
-                    krea, dev, schnell, pocket";
+                    krea, dev, schnell, kontext, fill, canny, depth, pocket";
         Err(Error::asked("model", format!("there is no file, folder or known model '{model}'{tried}; hint: {hint}")))
     }
 

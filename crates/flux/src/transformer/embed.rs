@@ -97,14 +97,59 @@ impl Rope {
         axes_dim: [usize; 3],
         theta: f64,
     ) -> Self {
-        let text = std::iter::repeat_n([0.0; 3], txt);
-        let picture = (0..rows).flat_map(|row| (0..columns).map(move |column| [0.0, row as f32, column as f32]));
-        let ids: Vec<_> = text.chain(picture).collect();
+        Self::with_references(backend, txt, [rows, columns], &[], axes_dim, theta)
+    }
+
+    /// The same, and behind them the tokens of reference pictures, each of `rows`×`columns`: their first index is 1, and each
+    /// lies below or to the right of those before it, wherever all together stay smaller. A single one begins at the origin.
+    /// Source: diffusers `FluxKontextPipeline`; for several, ComfyUI's `comfy/ldm/flux/model.py` ("offset").
+    pub fn with_references(
+        backend: &Arc<dyn Backend>,
+        txt: usize,
+        grid: [usize; 2],
+        references: &[[usize; 2]],
+        axes_dim: [usize; 3],
+        theta: f64,
+    ) -> Self {
+        let mut ids = vec![[0.0; 3]; txt];
+        let mut place = |index: usize, [top, left]: [usize; 2], [rows, columns]: [usize; 2]| {
+            let row = |row| (0..columns).map(move |column| [index, top + row, left + column].map(|id| id as f32));
+            ids.extend((0..rows).flat_map(row));
+        };
+        place(0, [0, 0], grid);
+        for (corner, size) in reference_corners(references).into_iter().zip(references) {
+            place(1, corner, *size);
+        }
         Self::new(backend, &ids, axes_dim, theta)
     }
 
     /// `[tokens, head_dim/2, 2]`: (cos, sin).
     pub fn angles(&self) -> &Tensor {
         &self.angles
+    }
+}
+
+/// The top row and left column of each reference picture of `rows`×`columns` tokens.
+fn reference_corners(references: &[[usize; 2]]) -> Vec<[usize; 2]> {
+    let [mut height, mut width] = [0, 0]; // of all so far
+    let place = |&[rows, columns]: &[usize; 2]| {
+        let corner = if rows + height > columns + width { [0, width] } else { [height, 0] };
+        height = height.max(corner[0] + rows);
+        width = width.max(corner[1] + columns);
+        corner
+    };
+    references.iter().map(place).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Worked out by hand from ComfyUI's rule.
+    #[test]
+    fn references_lie_beside_each_other() {
+        assert_eq!(reference_corners(&[[4, 3]]), [[0, 0]]);
+        assert_eq!(reference_corners(&[[4, 3], [4, 3]]), [[0, 0], [0, 3]]);
+        assert_eq!(reference_corners(&[[2, 6], [2, 6], [9, 1]]), [[0, 0], [2, 0], [0, 6]]);
     }
 }

@@ -8,6 +8,8 @@ mod config;
 pub mod tiling;
 pub mod tiny;
 
+use std::convert::Infallible;
+
 use tensor::{Padding, Tensor};
 
 use self::blocks::{Mid, Norm, ResnetBlock};
@@ -77,10 +79,26 @@ impl Encoder {
         })
     }
 
+    /// The sizes.
+    pub fn config(&self) -> &VaeConfig {
+        &self.config
+    }
+
     /// `[H, W, 3]` → mean and log-variance, `[H/8, W/8, 32]`, not yet in model space.
     pub fn moments(&self, picture: &Tensor) -> Tensor {
+        let Ok(moments) = self.moments_watched(picture, &mut || Ok::<_, Infallible>(()));
+        moments
+    }
+
+    /// As [`Encoder::moments`]; `observe` runs between levels, and its error (cancellation) ends the pass.
+    pub(crate) fn moments_watched<E>(
+        &self,
+        picture: &Tensor,
+        observe: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
         let mut h = self.conv_in.same(picture);
         for level in &self.down {
+            observe()?;
             for block in &level.block {
                 h = block.forward(&h);
             }
@@ -89,9 +107,10 @@ impl Encoder {
                 h = conv.strided(&h, 2, Padding { right: 1, bottom: 1, ..Padding::default() });
             }
         }
+        observe()?;
         let h = self.mid.forward(&h);
         let h = self.conv_out.norm_silu_same(self.norm_out.parameters(), &h, None);
-        self.quant_conv.as_ref().map_or(h.clone(), |conv| conv.same(&h))
+        Ok(self.quant_conv.as_ref().map_or(h.clone(), |conv| conv.same(&h)))
     }
 
     /// `[H, W, 3]` → the mean in model space, `[H/8, W/8, 16]`.

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 
 use tensor::Tensor;
 
-use super::{Decoder, Encoder};
+use super::{Decoder, Encoder, VaeConfig};
 use crate::error::Result;
 
 /// Sizes of tiles.
@@ -22,7 +22,11 @@ pub struct Tiling {
 impl Tiling {
     /// Tiles as large as the pictures the autoencoder was trained on, a quarter overlapping.
     pub fn of(decoder: &Decoder) -> Self {
-        let config = decoder.config();
+        Self::of_config(decoder.config())
+    }
+
+    /// The same for an autoencoder of these sizes.
+    pub fn of_config(config: &VaeConfig) -> Self {
         Self { tile: (config.sample_size / config.factor()).max(1), overlap: 0.25 }
     }
 
@@ -58,14 +62,24 @@ impl Tiling {
     /// Encodes `picture [H, W, 3]` tile by tile: mean and log-variance as [`Encoder::moments`] gives them. `H` and `W` are
     /// multiples of the autoencoder's factor.
     pub fn moments(self, encoder: &Encoder, picture: &Tensor) -> Tensor {
+        let Ok(moments) = self.moments_watched(encoder, picture, &mut || Ok::<_, Infallible>(()));
+        moments
+    }
+
+    /// As [`Tiling::moments`]; `observe` runs between levels, and its error (cancellation) ends the work.
+    pub(crate) fn moments_watched<E>(
+        self,
+        encoder: &Encoder,
+        picture: &Tensor,
+        observe: &mut dyn FnMut() -> std::result::Result<(), E>,
+    ) -> std::result::Result<Tensor, E> {
         let factor = encoder.config.factor();
         let [height, width] = [0, 1].map(|axis| picture.shape()[axis]);
         if !self.applies(height.div_ceil(factor), width.div_ceil(factor)) {
-            return encoder.moments(picture);
+            return encoder.moments_watched(picture, observe);
         }
         let tiles = Tiles { side: self.tile * factor, step: self.step() * factor, to: |pixels| pixels / factor };
-        let Ok(moments) = tiles.stitch(picture, |tile| Ok::<_, Infallible>(encoder.moments(tile)));
-        moments
+        tiles.stitch(picture, |tile| encoder.moments_watched(tile, observe))
     }
 
     /// Encodes `picture [H, W, 3]` tile by tile: the mean in model space as [`Encoder::encode`] gives it.
