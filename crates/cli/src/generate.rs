@@ -33,6 +33,7 @@ use crate::{
     sampling_args::SamplingArgs,
     show,
     size_args::SizeArgs,
+    style_args::StyleArgs,
 };
 
 /// Make pictures from a prompt.
@@ -82,6 +83,8 @@ pub(crate) struct Args {
     noise: Option<Noise>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    styles: StyleArgs,
     /// T5 tokens the prompt is cut or padded to [default: the model's, 512; 256 is ComfyUI's least]
     #[arg(long, value_name = "N", visible_alias = "max-sequence-length", help_heading = "Sampling")]
     t5_length: Option<usize>,
@@ -225,6 +228,7 @@ fn prompt(args: &Args, recipe: Option<&Recipe>) -> Result<String> {
         (None, Some(path)) => {
             std::fs::read_to_string(path).with_context(|| format!("--prompt-file {}", shown(path)))?
         }
+        (None, None) if args.styles.speaks_for_itself() => String::new(),
         (None, None) => {
             let made_before = recipe.and_then(|recipe| recipe.prompt.clone());
             let problem = "there is no prompt; hint: darkroom generate \"a red apple\"";
@@ -260,7 +264,8 @@ fn request(args: &Args, pipeline: &Pipeline, prompt: String, recipe: Option<&Rec
     }
     request.batch = args.batch.unwrap_or(request.batch);
     request.noise = args.noise.unwrap_or(request.noise);
-    args.sampling.apply(&mut request);
+    args.sampling.apply(&mut request)?;
+    args.styles.apply(&mut request)?;
     request.t5_length = args.t5_length.unwrap_or(request.t5_length);
     request.vae_tiling = match args.vae_tiling.as_str() {
         "on" => Some(true),
@@ -302,7 +307,15 @@ struct Written {
     width: u32,
     height: u32,
     format: String,
+    /// Velocities.
+    evaluations: Evaluated,
     seconds: Seconds,
+}
+
+#[derive(serde::Serialize)]
+struct Evaluated {
+    computed: u32,
+    reused: u32,
 }
 
 #[derive(serde::Serialize)]
@@ -342,6 +355,7 @@ fn save(
         width: picture.width(),
         height: picture.height(),
         format: template.format().to_string(),
+        evaluations: Evaluated { computed: generated.evaluations.computed, reused: generated.evaluations.reused },
         seconds: Seconds {
             encode: generated.seconds.encode,
             denoise: generated.seconds.denoise,
@@ -358,6 +372,7 @@ fn report(args: &Args, pipeline: &Pipeline, request: &Request, written: &[Writte
             "prompt": request.prompt,
             "steps": request.steps,
             "sampler": request.sampler.name(),
+            "acceleration": request.acceleration.to_string(),
             "guidance": request.guidance,
             "true_cfg": request.true_cfg,
             "loras": pipeline.provenance(request, request.seed).loras,

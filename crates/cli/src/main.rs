@@ -17,6 +17,7 @@ mod recipe_args;
 mod sampling_args;
 mod show;
 mod size_args;
+mod style_args;
 mod upscale;
 
 use std::process::ExitCode;

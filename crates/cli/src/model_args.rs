@@ -31,6 +31,12 @@ pub(crate) struct ModelArgs {
     /// T5's tokenizer.json, if not the usual one
     #[arg(long, value_name = "FILE")]
     t5_tokenizer: Option<PathBuf>,
+    /// Redux's file (flux1-redux-dev.safetensors), or a folder of FLUX.1 Redux [dev] with SigLIP in it
+    #[arg(long, value_name = "PATH")]
+    redux_model: Option<PathBuf>,
+    /// SigLIP's file (sigclip_vision_patch14_384.safetensors), which sees pictures for Redux
+    #[arg(long, value_name = "FILE", visible_alias = "clip-vision")]
+    vision_model: Option<PathBuf>,
 }
 
 impl ModelArgs {
@@ -56,6 +62,8 @@ impl ModelArgs {
                 t5xxl: self.t5xxl.clone().or(parts.t5xxl),
                 clip_tokenizer: self.clip_tokenizer.clone().or(parts.clip_tokenizer),
                 t5_tokenizer: self.t5_tokenizer.clone().or(parts.t5_tokenizer),
+                redux_model: self.redux_model.clone().or(parts.redux_model),
+                vision_model: self.vision_model.clone().or(parts.vision_model),
             },
         }
     }

@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use flux::{
+    acceleration::Acceleration,
     model::Family,
     plan::{Given, PartPlan, Plan, Size, plan, plan_flux1},
     sampler::Sampler,
@@ -32,9 +33,15 @@ pub(crate) struct Args {
     /// How the velocity is followed: heun takes two evaluations a step
     #[arg(long, value_name = "NAME", default_value_t = Sampler::default())]
     sampler: Sampler,
+    /// What may be reused between steps, which takes memory: none, regular, high, first-block, taylor, easy
+    #[arg(long, value_name = "LEVEL", default_value_t = Acceleration::None)]
+    acceleration: Acceleration,
     /// T5 tokens
     #[arg(long, value_name = "N")]
     t5_length: Option<usize>,
+    /// Pictures that Redux makes tokens of (--redux, --style)
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4))]
+    styles: u32,
     /// Plan with classifier-free guidance: two evaluations a step
     #[arg(long)]
     true_cfg: bool,
@@ -84,7 +91,9 @@ fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
         t5_length: args.t5_length.unwrap_or(defaults.t5_length),
         steps: args.steps.unwrap_or(defaults.steps),
         sampler: args.sampler,
+        acceleration: args.acceleration,
         true_cfg: args.true_cfg,
+        styles: args.styles,
         vae_tiling: None,
         upscale: None,
         given: Given::NONE,

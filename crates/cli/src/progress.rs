@@ -2,7 +2,11 @@
 
 use std::{io::IsTerminal, time::Duration};
 
-use flux::{Event, Request, Step, sampler::Sampler};
+use flux::{
+    Event, Request, Step,
+    acceleration::{Acceleration, Evaluations},
+    sampler::Sampler,
+};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Tells what is going on.
@@ -12,11 +16,19 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     /// Smoothed seconds a step.
     pace: Option<f64>,
+    /// Velocities of the picture so far.
+    evaluations: Evaluations,
 }
 
 impl Progress {
     pub(crate) fn new(quiet: bool) -> Self {
-        Self { quiet, terminal: std::io::stderr().is_terminal(), bar: None, pace: None }
+        Self {
+            quiet,
+            terminal: std::io::stderr().is_terminal(),
+            bar: None,
+            pace: None,
+            evaluations: Evaluations::default(),
+        }
     }
 
     /// A line that stays.
@@ -42,8 +54,12 @@ impl Progress {
             Sampler::Euler => String::new(),
             sampler => format!(" by {sampler}"),
         };
+        let reuse = match request.acceleration {
+            Acceleration::None => String::new(),
+            acceleration => format!(", acceleration {acceleration}"),
+        };
         self.note(&format!(
-            "{}×{} pixels{enlarged}, {} steps{sampler}, guidance {}{cfg}, seed {}{batch}",
+            "{}×{} pixels{enlarged}, {} steps{sampler}{reuse}, guidance {}{cfg}, seed {}{batch}",
             request.width,
             request.height,
             request.steps_made(),
@@ -88,6 +104,19 @@ impl Progress {
     }
 
     fn step(&mut self, step: &Step<'_>) {
+        self.show_step(step);
+        if step.step == 1 {
+            self.evaluations = Evaluations::default();
+        }
+        self.evaluations.computed += step.evaluations.computed;
+        self.evaluations.reused += step.evaluations.reused;
+        let Evaluations { computed, reused } = self.evaluations;
+        if step.step == step.steps && reused > 0 {
+            self.note(&format!("{computed} velocities computed, {reused} reused"));
+        }
+    }
+
+    fn show_step(&mut self, step: &Step<'_>) {
         let pace = self.pace.map_or(step.seconds, |pace| 0.7 * pace + 0.3 * step.seconds);
         self.pace = Some(pace);
         let left = pace * f64::from(step.steps - step.step);

@@ -5,6 +5,7 @@ use std::time::Instant;
 use tensor::Tensor;
 
 use crate::{
+    acceleration::{self, Cache, Evaluations, Reuse},
     error::Result,
     latents::Latents,
     memory::Stream,
@@ -52,22 +53,25 @@ impl Beside<'_> {
 
 impl Guided<'_> {
     /// The velocity; with classifier-free guidance `negative + scale · (positive − negative)`.
-    fn velocity(&self, flux: &Flux, img: &Tensor, sigma: f32, watch: &dyn Watch) -> Result<Tensor> {
+    fn velocity(&self, flux: &Flux, img: &Tensor, at: At, reuse: &mut Reuse, watch: &dyn Watch) -> Result<Tensor> {
         let stream = Stream::new(flux.layout(), self.resident_blocks);
-        let mut between_blocks = |site, _: &Tensor| {
-            if let Some(block) = flux.block_done(site) {
-                stream.done(block);
-            }
-            watch::check(watch)
-        };
         let input = self.beside.with(img);
-        stream.begin();
-        let positive = flux.forward(&input, sigma, self.condition, &mut between_blocks)?;
-        let positive = self.beside.own(positive, img);
+        let mut branch = |index, condition| {
+            reuse.velocity(index, img, at, &mut |shortcut| {
+                let mut between_blocks = |site, _: &Tensor| {
+                    if let Some(block) = flux.block_done(site) {
+                        stream.done(block);
+                    }
+                    watch::check(watch)
+                };
+                stream.begin();
+                let velocity = flux.forward_with(&input, at.sigma, condition, &mut between_blocks, shortcut)?;
+                Ok(self.beside.own(velocity, img))
+            })
+        };
+        let positive = branch(0, self.condition)?;
         let Some((negative, scale)) = self.negative else { return Ok(positive) };
-        stream.begin();
-        let negative = flux.forward(&input, sigma, negative, &mut between_blocks)?;
-        let negative = self.beside.own(negative, img);
+        let negative = branch(1, negative)?;
         Ok(negative.add_scaled(scale, &positive.sub(&negative)))
     }
 }
@@ -84,8 +88,25 @@ pub(crate) struct Path<'a> {
     pub(crate) draws: Generator,
     /// Given the latents after a step, packed, and their noise level: those with which the next step begins.
     pub(crate) after_step: Option<&'a dyn Fn(Tensor, f32) -> Tensor>,
+    /// Which velocities are reused.
+    pub(crate) cache: Option<Cache>,
+    /// Told of every velocity that was reused, and computes it all the same.
+    pub(crate) audit: Option<&'a mut dyn FnMut(Reused)>,
     /// Which picture of the batch, from 0.
     pub(crate) picture: u32,
+}
+
+/// A velocity that was reused, beside the computed one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reused {
+    /// Which picture of the batch, from 0.
+    pub picture: u32,
+    /// Which step, from 1.
+    pub step: u32,
+    /// The noise level.
+    pub sigma: f32,
+    /// Their distance relative to the computed one, L2.
+    pub error: f64,
 }
 
 /// Follows `path` to its end. `preview` makes a picture of predicted latents.
@@ -95,30 +116,62 @@ pub(crate) fn denoise(
     guided: &Guided<'_>,
     preview: &dyn Fn(&Latents) -> Option<Rgb8>,
     watch: &mut dyn Watch,
-) -> Result<Latents> {
+) -> Result<(Latents, Evaluations)> {
     let (start, sigmas, sampler) = (path.start, path.sigmas, path.sampler);
-    let mut denoising = Denoising { flux, guided, path, preview, watch, begun: Instant::now() };
+    let reuse = Reuse::new(path.cache, sampler.adds_noise());
+    let (begun, evaluations) = (Instant::now(), Evaluations::default());
+    let mut denoising =
+        Denoising { flux, guided, path, preview, watch, reuse, begun, evaluations, reported: evaluations };
     let latents = sampler::follow(sampler, start.pack(guided.condition.txt.backend()), sigmas, &mut denoising)?;
-    Ok(Latents::unpack(&latents, start.grid()))
+    Ok((Latents::unpack(&latents, start.grid()), denoising.evaluations))
 }
 
 /// A path being followed.
-struct Denoising<'a> {
+struct Denoising<'a, 'p> {
     flux: &'a Flux,
     guided: &'a Guided<'a>,
-    path: Path<'a>,
+    path: Path<'p>,
     preview: &'a dyn Fn(&Latents) -> Option<Rgb8>,
     watch: &'a mut dyn Watch,
+    reuse: Reuse,
     /// When the step began.
     begun: Instant,
+    evaluations: Evaluations,
+    /// As many as the last step told of.
+    reported: Evaluations,
 }
 
-impl Walk for Denoising<'_> {
+impl Denoising<'_, '_> {
+    /// Computes the velocity that was reused, and tells how far off it is. No time of the step is spent by that.
+    fn audit(&mut self, reused: &Tensor, x: &Tensor, at: At) -> Result<()> {
+        let Some(audit) = &mut self.path.audit else { return Ok(()) };
+        let start = Instant::now();
+        let none = &mut Reuse::new(None, false);
+        let computed = self.guided.velocity(self.flux, x, at, none, self.watch)?;
+        audit(Reused {
+            picture: self.path.picture,
+            step: at.step as u32 + 1,
+            sigma: at.sigma,
+            error: acceleration::distance(reused, &computed),
+        });
+        self.begun += start.elapsed();
+        Ok(())
+    }
+}
+
+impl Walk for Denoising<'_, '_> {
     fn velocity(&mut self, x: &Tensor, at: At) -> Result<Tensor> {
         if at.stage == 0 {
             self.begun = Instant::now();
         }
-        self.guided.velocity(self.flux, x, at.sigma, self.watch)
+        let velocity = self.guided.velocity(self.flux, x, at, &mut self.reuse, self.watch)?;
+        if self.reuse.reused() {
+            self.evaluations.reused += 1;
+            self.audit(&velocity, x, at)?;
+        } else {
+            self.evaluations.computed += 1;
+        }
+        Ok(velocity)
     }
 
     fn noise(&mut self) -> Tensor {
@@ -139,8 +192,10 @@ impl Walk for Denoising<'_> {
             steps: self.path.sigmas.len() as u32 - 1,
             sigma: reached.sigma,
             seconds: self.begun.elapsed().as_secs_f64(),
+            evaluations: self.evaluations - self.reported,
             preview: &predicted,
         }));
+        self.reported = self.evaluations;
         match self.path.after_step {
             Some(after_step) => after_step(x, reached.sigma),
             None => x,

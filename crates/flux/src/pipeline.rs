@@ -10,12 +10,13 @@ use std::{
 use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
 
 use crate::{
+    acceleration::Evaluations,
     conditioning::{
         Kind,
         canvas::Sizes,
         encode::{Job, Seen},
     },
-    denoise::{Beside, Guided, Path, denoise},
+    denoise::{Beside, Guided, Path, Reused, denoise},
     error::{Error, Result},
     image_file::{LoraUsed, Provenance, Upscaled},
     latents::Latents,
@@ -30,6 +31,7 @@ use crate::{
     request::Request,
     safety::{Reviewed, Safety, Screened},
     schedule::SchedulerConfig,
+    styles::{self, StyleEncoder},
     text::{
         clip::Clip,
         t5::T5,
@@ -112,6 +114,8 @@ pub struct Generated {
     pub latents: Latents,
     /// Seconds by stage.
     pub seconds: Seconds,
+    /// Velocities that were computed and reused.
+    pub evaluations: Evaluations,
 }
 
 /// Seconds by stage.
@@ -299,6 +303,9 @@ impl Pipeline {
     fn checked(&self, request: &Request) -> Result<Plan> {
         request.check(self.least_side())?;
         request.pictures.check(self.kind().unwrap_or(Kind::Base), self.files.family, self.least_side())?;
+        if styles::pictures(request).next().is_some() {
+            self.files.styles.find(styles::field(request))?;
+        }
         let plan = self.plan(request)?;
         if plan.shortfall().is_some() {
             let size = self.size(request);
@@ -372,9 +379,11 @@ impl Pipeline {
             steps: request.steps,
             guidance: self.transformer.config().guidance_embed.then_some(request.guidance),
             true_cfg: request.true_cfg,
+            styles: styles::told(request),
             seed,
             noise: request.noise.to_string(),
             sampler: request.sampler.to_string(),
+            acceleration: request.acceleration.to_string(),
             schedule: request.schedule.to_string(),
             t5_length: request.t5_length as u32,
             precision: self.precision.to_string(),
@@ -409,6 +418,35 @@ impl Pipeline {
         watch: &mut dyn Watch,
         done: &mut dyn FnMut(Generated) -> ControlFlow<()>,
     ) -> Result<()> {
+        self.run(request, watch, None, done)
+    }
+
+    /// As [`Pipeline::generate`]; besides, each velocity that is reused is computed as well, and `audit` told how far off it is.
+    /// What is computed for that is not used, and its time does not count.
+    ///
+    /// # Errors
+    /// As [`Pipeline::generate`].
+    pub fn generate_audited(
+        &self,
+        request: &Request,
+        watch: &mut dyn Watch,
+        audit: &mut dyn FnMut(Reused),
+    ) -> Result<Vec<Generated>> {
+        let mut pictures = Vec::with_capacity(request.batch as usize);
+        self.run(request, watch, Some(audit), &mut |generated| {
+            pictures.push(generated);
+            ControlFlow::Continue(())
+        })?;
+        Ok(pictures)
+    }
+
+    fn run(
+        &self,
+        request: &Request,
+        watch: &mut dyn Watch,
+        mut audit: Option<&mut dyn FnMut(Reused)>,
+        done: &mut dyn FnMut(Generated) -> ControlFlow<()>,
+    ) -> Result<()> {
         let plan = self.checked(request)?;
         watch.event(Event::Planned(&plan));
         let prompt = self.safety.screen(&request.prompt)?;
@@ -424,6 +462,12 @@ impl Pipeline {
             if request.uses_true_cfg() { Some(self.encode(&negative, request.t5_length, &plan, watch)?) } else { None };
         self.t5.layout().release();
         self.backend.release_idle();
+        let encoder = || {
+            let files = self.files.styles.find(styles::field(request))?;
+            let width = self.transformer.config().context_in_dim;
+            StyleEncoder::load(&files, width, &self.backend, self.precision.without_int8())
+        };
+        let styled = styles::encode(request, &positive.txt, encoder, watch)?;
         let encode = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
@@ -438,14 +482,20 @@ impl Pipeline {
         let (references, grids) = seen.references();
         let encode = encode + start.elapsed().as_secs_f64();
         let config = self.transformer.config();
-        let rope = Rope::with_references(&self.backend, request.t5_length, grid, grids, config.axes_dim, config.theta);
+        let rope =
+            |text_tokens| Rope::with_references(&self.backend, text_tokens, grid, grids, config.axes_dim, config.theta);
+        let plain_rope = rope(request.t5_length);
+        let styled_rope = styled.as_ref().map(|styled| rope(styled.txt.shape()[0]).weighted(&styled.weights));
         let guidance = guidance_argument(request.guidance, self.precision);
         for picture in 0..request.batch {
             let seed = request.seed.wrapping_add(u64::from(picture));
             let beginning = seen.begin(&request.pictures, request.noise, seed, latent_size, sigmas[0], &self.backend);
             let guided = Guided {
-                condition: positive.with(guidance, &rope),
-                negative: negative.as_ref().map(|text| (text.with(guidance, &rope), request.true_cfg)),
+                condition: Condition {
+                    txt: styled.as_ref().map_or(&positive.txt, |styled| &styled.txt),
+                    ..positive.with(guidance, styled_rope.as_ref().unwrap_or(&plain_rope))
+                },
+                negative: negative.as_ref().map(|text| (text.with(guidance, &plain_rope), request.true_cfg)),
                 resident_blocks: plan.part("transformer").map_or(0, |part| part.resident_blocks),
                 beside: Beside { channels: beginning.channels.as_ref(), references },
             };
@@ -467,9 +517,11 @@ impl Pipeline {
                 // As ComfyUI on a CPU: the fresh noise of a picture's way has the seed after that of its beginning.
                 draws: Generator::new(request.noise, seed.wrapping_add(1)),
                 after_step: blend.is_some().then_some(&after_step as &dyn Fn(Tensor, f32) -> Tensor),
+                cache: request.acceleration.cache(),
+                audit: audit.as_mut().map(|audit| &mut **audit as &mut dyn FnMut(Reused)),
                 picture,
             };
-            let latents = denoise(&self.transformer, path, &guided, &preview, watch)?;
+            let (latents, evaluations) = denoise(&self.transformer, path, &guided, &preview, watch)?;
             let denoise = start.elapsed().as_secs_f64();
             if !plan.keeps_transformer {
                 self.transformer.layout().release();
@@ -490,7 +542,7 @@ impl Pipeline {
             let reviewed = self.safety.review(finished)?;
             let upscale = start.elapsed().as_secs_f64();
             let seconds = Seconds { encode, denoise, decode, upscale };
-            let generated = Generated { picture: reviewed, index: picture, seed, latents, seconds };
+            let generated = Generated { picture: reviewed, index: picture, seed, latents, seconds, evaluations };
             if done(generated).is_break() {
                 break;
             }
@@ -539,7 +591,9 @@ impl Pipeline {
             t5_length: request.t5_length,
             steps: request.steps_made(),
             sampler: request.sampler,
+            acceleration: request.acceleration,
             true_cfg: request.uses_true_cfg(),
+            styles: styles::pictures(request).count() as u32,
             vae_tiling: request.vae_tiling,
             upscale: request.upscale,
             given: request.pictures.given(self.picture_sizes(request), self.least_side()),

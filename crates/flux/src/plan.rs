@@ -13,6 +13,7 @@ use tensor::{
 };
 
 use crate::{
+    acceleration::{Acceleration, Cache},
     denoise::{Beside, Guided, Path, denoise},
     error::{Error, Result},
     latents::Latents,
@@ -21,7 +22,9 @@ use crate::{
     model::ModelFiles,
     noise::{Generator, Noise},
     pipeline::LoadOptions,
+    pixels::Rgb8,
     sampler::Sampler,
+    styles::StyleEncoder,
     text::{
         clip::{Clip, ClipConfig},
         t5::{T5, T5Config},
@@ -29,6 +32,7 @@ use crate::{
     transformer::{Condition, Flux, FluxConfig, Rope},
     upscale::Upscaler,
     vae::{Decoder, Encoder, VaeConfig, tiling::Tiling},
+    vision::SiglipConfig,
     weights::Weights,
 };
 
@@ -49,8 +53,8 @@ pub(crate) fn encodes_in_tiles(asked: Option<bool>, tiled: bool, width: usize, h
 /// What a model and a size take.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// In the order a picture needs them: `clip_l`, `t5`, `vae_encoder` where there are pictures to encode, `transformer`,
-    /// `vae`, and `upscaler` if it is enlarged.
+    /// In the order a picture needs them: `clip_l`, `t5`, `vision` (SigLIP and Redux, if pictures are seen), `vae_encoder` where
+    /// there are pictures to encode, `transformer`, `vae`, and `upscaler` if it is enlarged.
     pub parts: Vec<PartPlan>,
     /// Tokens of text and picture that attend to each other.
     pub tokens: usize,
@@ -75,7 +79,7 @@ pub struct Plan {
 /// What a part takes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartPlan {
-    /// `clip_l`, `t5`, `vae_encoder`, `transformer` (one Euler step), `vae`, `upscaler`.
+    /// `clip_l`, `t5`, `vision`, `vae_encoder`, `transformer` (one Euler step), `vae`, `upscaler`.
     pub name: &'static str,
     /// Numbers in it.
     pub parameters: u64,
@@ -168,7 +172,7 @@ impl Plan {
 }
 
 /// What is planned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Size {
     /// Pixels.
     pub width: u32,
@@ -180,8 +184,12 @@ pub struct Size {
     pub steps: u32,
     /// How the velocity is followed: some samplers evaluate it twice a step.
     pub sampler: Sampler,
+    /// How many velocities may be reused; the work is planned as if none were.
+    pub acceleration: Acceleration,
     /// With classifier-free guidance: two evaluations a step.
     pub true_cfg: bool,
+    /// Pictures that Redux makes tokens of.
+    pub styles: u32,
     /// Decode in tiles: always, never, or (`None`) above 2048×1024 pixels and where it does not fit otherwise.
     pub vae_tiling: Option<bool>,
     /// How many times the picture is enlarged, if it is.
@@ -215,12 +223,24 @@ struct Configs {
     t5: T5Config,
     flux: FluxConfig,
     vae: VaeConfig,
+    /// If pictures are seen.
+    vision: Option<SiglipConfig>,
+}
+
+/// Weights of all parts.
+struct PartWeights {
+    /// CLIP, T5, the transformer, the autoencoder.
+    four: [Weights; 4],
+    /// The vision tower and the projector, if pictures are seen.
+    vision: Option<[Weights; 2]>,
 }
 
 /// Plans with a model's own files; only their headers are read.
 ///
 /// ```
-/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::{self, Given, Size}, sampler::Sampler};
+/// use flux::{
+///     LoadOptions, acceleration::Acceleration, model::{ModelSpec, SearchPaths}, plan::{self, Given, Size}, sampler::Sampler,
+/// };
 ///
 /// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
 /// let size = Size {
@@ -229,7 +249,9 @@ struct Configs {
 ///     t5_length: 64,
 ///     steps: 4,
 ///     sampler: Sampler::Euler,
+///     acceleration: Acceleration::None,
 ///     true_cfg: false,
+///     styles: 0,
 ///     vae_tiling: None,
 ///     upscale: None,
 ///     given: Given::NONE,
@@ -254,22 +276,27 @@ pub(crate) fn plan_with(
     loras: &Loras,
     own_bytes: u64,
 ) -> Result<Plan> {
+    let style_files = if size.styles > 0 { Some(files.styles.find("style")?) } else { None };
     let configs = Configs {
         clip: files.clip_l.clip_config()?,
         t5: files.t5.t5_config()?,
         flux: files.transformer.flux_config()?,
         vae: files.vae.vae_config()?,
+        vision: style_files.as_ref().map(|files| files.vision.siglip_config()).transpose()?,
     };
     let precision = options.precision.unwrap_or_else(|| files.auto_precision());
     let weights = |backend: &Arc<dyn Backend>| {
         let part = |part: &crate::model::Part, precision| part.weights(backend, precision);
         let gentle = precision.without_int8();
-        [
-            part(&files.clip_l, gentle),
-            part(&files.t5, gentle),
-            part(&files.transformer, precision),
-            part(&files.vae, gentle),
-        ]
+        PartWeights {
+            four: [
+                part(&files.clip_l, gentle),
+                part(&files.t5, gentle),
+                part(&files.transformer, precision),
+                part(&files.vae, gentle),
+            ],
+            vision: style_files.as_ref().map(|files| [part(&files.vision, gentle), part(&files.projector, gentle)]),
+        }
     };
     run(&configs, weights, size, precision, options, (loras, own_bytes))
 }
@@ -284,6 +311,7 @@ pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size, options: &Load
         t5: T5Config::xxl(),
         flux: FluxConfig { guidance_embed, ..FluxConfig::dev() },
         vae: VaeConfig::flux(),
+        vision: if size.styles > 0 { Some(SiglipConfig::so400m()) } else { None },
     };
     let auto = if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 };
     let precision = options.precision.unwrap_or(auto);
@@ -291,14 +319,16 @@ pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size, options: &Load
     // The published autoencoder is f32.
     let parts = [(dtype, gentle), (dtype, gentle), (dtype, precision), (DType::F32, gentle)];
     let weights = |backend: &Arc<dyn Backend>| {
-        parts.map(|(dtype, precision)| Weights::planned(dtype, backend.clone(), precision))
+        let part = |(dtype, precision)| Weights::planned(dtype, backend.clone(), precision);
+        let vision = if size.styles > 0 { Some([(dtype, gentle); 2].map(part)) } else { None };
+        PartWeights { four: parts.map(part), vision }
     };
     run(&configs, weights, size, precision, options, (&Loras::default(), 0))
 }
 
 fn run(
     configs: &Configs,
-    weights: impl Fn(&Arc<dyn Backend>) -> [Weights; 4],
+    weights: impl Fn(&Arc<dyn Backend>) -> PartWeights,
     size: Size,
     precision: Precision,
     options: &LoadOptions,
@@ -317,7 +347,7 @@ fn run(
 
 fn run_decoding(
     configs: &Configs,
-    weights: &impl Fn(&Arc<dyn Backend>) -> [Weights; 4],
+    weights: &impl Fn(&Arc<dyn Backend>) -> PartWeights,
     size: Size,
     precision: Precision,
     options: &LoadOptions,
@@ -327,7 +357,7 @@ fn run_decoding(
     let configs = configs.clone();
     let counter = DryRun::new();
     let backend: Arc<dyn Backend> = counter.clone();
-    let [clip_weights, t5_weights, flux_weights, vae_weights] = weights(&backend);
+    let PartWeights { four: [clip_weights, t5_weights, flux_weights, vae_weights], vision } = weights(&backend);
     let clip_length = configs.clip.max_position_embeddings;
     let (latent_channels, factor) = (configs.vae.latent_channels, configs.vae.factor());
     let grid = [size.height, size.width].map(|side| (side as usize).div_ceil(2 * factor));
@@ -349,7 +379,7 @@ fn run_decoding(
     let encoder = if encoded.is_empty() {
         None
     } else {
-        let [.., weights] = weights(&backend);
+        let PartWeights { four: [.., weights], .. } = weights(&backend);
         let encoder = Encoder::load(vae.config().clone(), &weights)?;
         let layout = whole(&weights);
         Some((encoder, weights, layout))
@@ -377,6 +407,20 @@ fn run_decoding(
         t5.forward(&backend, &vec![0; size.t5_length], &mut |_, _| Ok(())).map(drop)
     })?;
 
+    let mut style_tokens = 0;
+    if let (Some(config), Some(weights)) = (configs.vision, &vision) {
+        style_tokens = config.tokens() * size.styles as usize;
+        let picture = Rgb8::new(1, 1, vec![0; 3]);
+        let encoder = StyleEncoder::of(config, flux.config().context_in_dim, weights)?;
+        let whole = Layout { fixed: encoder.extent().clone(), blocks: Vec::new() };
+        measure("vision", &weights[0], &whole, &mut || {
+            // All tokens are kept until they stand behind the text.
+            let tokens: Vec<Tensor> = (0..size.styles).map(|_| encoder.tokens(&backend, &picture)).collect();
+            Tensor::concat(&tokens.iter().collect::<Vec<_>>(), 0);
+            Ok(())
+        })?;
+    }
+
     let zeros = |shape: &[usize]| Tensor::from_vec(&backend, Shape::new(shape), vec![0.0; shape.iter().product()]);
     if let Some((encoder, weights, layout)) = &encoder {
         let tiling = Tiling::of_config(encoder.config());
@@ -394,30 +438,34 @@ fn run_decoding(
     let config = flux.config();
     // Where references lie does not matter here, how many tokens they have does.
     let references = [[1, size.given.reference_tokens]];
-    let rope = Rope::with_references(&backend, size.t5_length, grid, &references, config.axes_dim, config.theta);
     let tokens = |count: usize, channels: usize| (count * channels > 0).then(|| zeros(&[count, channels]));
     let latents = 4 * latent_channels;
     let channels = tokens(rows * columns, config.in_channels.saturating_sub(latents));
-    let references = tokens(size.given.reference_tokens, latents);
-    let prompt = || (zeros(&[size.t5_length, config.context_in_dim]), zeros(&[1, config.vec_in_dim]));
-    let prompts: Vec<_> = (0..if size.true_cfg { 2 } else { 1 }).map(|_| prompt()).collect();
-    let condition = |(txt, pooled)| Condition { txt, pooled, guidance_argument: 1000.0, rope: &rope };
-    let mut conditions = prompts.iter().map(|(txt, pooled)| condition((txt, pooled)));
+    let reference_tokens = tokens(size.given.reference_tokens, latents);
+    // Pictures stand behind the prompt alone.
+    let prompt = |tokens| {
+        let rope = Rope::with_references(&backend, tokens, grid, &references, config.axes_dim, config.theta);
+        (zeros(&[tokens, config.context_in_dim]), zeros(&[1, config.vec_in_dim]), rope)
+    };
+    let tokens = [size.t5_length + style_tokens, size.t5_length];
+    let prompts: Vec<_> = tokens.into_iter().take(if size.true_cfg { 2 } else { 1 }).map(prompt).collect();
+    let mut conditions =
+        prompts.iter().map(|(txt, pooled, rope)| Condition { txt, pooled, guidance_argument: 1000.0, rope });
     let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
     let guided = Guided {
         condition: positive,
         negative: conditions.next().map(|negative| (negative, 2.0)),
         resident_blocks: layouts[2].blocks.len(),
-        beside: Beside { channels: channels.as_ref(), references: references.as_ref() },
+        beside: Beside { channels: channels.as_ref(), references: reference_tokens.as_ref() },
     };
     let count = latent_channels * 4 * rows * columns;
     let noise = Latents { channels: latent_channels, height: 2 * rows, width: 2 * columns, values: vec![0.0; count] };
-    let along = |sampler, sigmas: &[f32]| {
+    let along = |sampler, cache: Option<Cache>, sigmas: &[f32]| {
         let draws = Generator::new(Noise::default(), 0);
-        let path = Path { start: &noise, sigmas, sampler, draws, after_step: None, picture: 0 };
+        let path = Path { start: &noise, sigmas, sampler, draws, after_step: None, cache, audit: None, picture: 0 };
         denoise(&flux, path, &guided, &|_| None, &mut ()).map(drop)
     };
-    measure("transformer", &flux_weights, &layouts[2], &mut || along(Sampler::Euler, &[1.0, 0.0]))?;
+    measure("transformer", &flux_weights, &layouts[2], &mut || along(Sampler::Euler, None, &[1.0, 0.0]))?;
     measure("vae", &vae_weights, &layouts[3], &mut || {
         let tiling = Tiling::of(&vae);
         let [height, width] = [2 * rows, 2 * columns].map(|side| if tiled { side.min(tiling.tile) } else { side });
@@ -447,12 +495,19 @@ fn run_decoding(
         });
     }
 
-    if size.sampler != Sampler::Euler
+    if let Some([_, projector]) = &vision
+        && let Some(part) = parts.iter_mut().find(|part| part.name == "vision")
+    {
+        part.parameters += projector.parameters_taken();
+        part.weight_bytes += projector.bytes_taken();
+    }
+    let cache = size.acceleration.cache();
+    if (size.sampler != Sampler::Euler || cache.is_some())
         && let Some(transformer) = parts.iter_mut().find(|part| part.name == "transformer")
     {
-        // What the sampler remembers between steps comes on top; the work is still that of one evaluation.
+        // What is remembered between steps comes on top; the work is still that of one evaluation. Of zeros nothing is reused.
         counter.reset();
-        along(size.sampler, &[1.0, 0.75, 0.5, 0.25, 0.0])?;
+        along(size.sampler, cache, &[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0])?;
         transformer.work.peak_bytes = transformer.work.peak_bytes.max(counter.report().peak_bytes);
     }
 
@@ -460,7 +515,7 @@ fn run_decoding(
     let blended = if size.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
     let mut plan = Plan {
         parts,
-        tokens: size.t5_length + rows * columns + size.given.reference_tokens,
+        tokens: size.t5_length + style_tokens + rows * columns + size.given.reference_tokens,
         steps: size.steps,
         sampler: size.sampler,
         evaluations: size.sampler.evaluations(size.steps) * if size.true_cfg { 2 } else { 1 },
@@ -542,7 +597,9 @@ mod tests {
         t5_length: 512,
         steps: 28,
         sampler: Sampler::Euler,
+        acceleration: Acceleration::None,
         true_cfg: false,
+        styles: 0,
         vae_tiling: None,
         upscale: None,
         given: Given::NONE,

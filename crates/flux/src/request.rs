@@ -1,12 +1,15 @@
 //! What can be asked for. Checked once, before any work.
 
 use crate::{
+    acceleration::Acceleration,
     conditioning::Pictures,
     error::{Error, Result},
     model::Defaults,
     noise::Noise,
+    pixels::Rgb8,
     sampler::Sampler,
     schedule::ScheduleKind,
+    styles::{self, Style},
     upscale,
 };
 
@@ -32,6 +35,10 @@ pub struct Request {
     pub prompt: String,
     /// What not to draw; used where `true_cfg` is above 1.
     pub negative_prompt: Option<String>,
+    /// A picture to vary, with Redux: as a style of weight 1. The prompt may stay empty.
+    pub redux: Option<Rgb8>,
+    /// Pictures whose style is followed, with Redux; at most [`crate::styles::MAX_STYLES`].
+    pub styles: Vec<Style>,
     /// Pixels. Rendered at the next multiple of 16 and cropped.
     pub width: u32,
     /// Pixels. Rendered at the next multiple of 16 and cropped.
@@ -50,6 +57,8 @@ pub struct Request {
     pub noise: Noise,
     /// How the velocity is followed.
     pub sampler: Sampler,
+    /// How many velocities are reused instead of computed.
+    pub acceleration: Acceleration,
     /// Whose noise schedule.
     pub schedule: ScheduleKind,
     /// T5 tokens, padding included.
@@ -68,6 +77,8 @@ impl Request {
         Self {
             prompt: prompt.into(),
             negative_prompt: None,
+            redux: None,
+            styles: Vec::new(),
             width: defaults.width,
             height: defaults.height,
             steps: defaults.steps,
@@ -77,6 +88,7 @@ impl Request {
             batch: 1,
             noise: Noise::default(),
             sampler: Sampler::default(),
+            acceleration: Acceleration::None,
             schedule: ScheduleKind::default(),
             t5_length: defaults.t5_length,
             pictures: Pictures::default(),
@@ -116,6 +128,8 @@ impl Request {
                 return Err(Error::asked(field, format!("is {value}; 0 to {most} are possible")));
             }
         }
+        self.acceleration.check()?;
+        styles::check(self)?;
         if !(1..=MAX_T5_LENGTH).contains(&self.t5_length) {
             return Err(Error::asked("t5_length", format!("is {}; 1 to {MAX_T5_LENGTH} are possible", self.t5_length)));
         }

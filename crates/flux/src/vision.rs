@@ -2,10 +2,12 @@
 //!
 //! Source: `transformers` `SiglipVisionModel` (the attention-pooling head is unused), BFL's `image_embedders.py`.
 
+use std::path::Path;
+
 use tensor::{Mask, Padding, Tensor, Unary, Weight};
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     nn::{Conv2d, EncoderLayer, EncoderLayerConfig, LayerNorm, Linear},
     text,
     weights::Weights,
@@ -50,6 +52,48 @@ impl SiglipConfig {
     /// Tokens of a picture.
     pub fn tokens(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
+    }
+
+    /// The sizes that the tensors have. Heads and the picture's side cannot be told: those of so400m, if it is that wide,
+    /// otherwise heads of 64 and no pixels beyond the last patch.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming `origin`, if it is something else.
+    pub fn from_weights(weights: &Weights, origin: &Path) -> Result<Self> {
+        let root = root(weights);
+        let shape = |name: &str| {
+            let name = format!("{root}{name}");
+            weights.stored_shape(&name).ok_or_else(|| Error::file(origin, format!("has no tensor '{name}'")))
+        };
+        let [patches, positions] =
+            [shape("embeddings.patch_embedding.weight")?, shape("embeddings.position_embedding.weight")?];
+        let fc1 = shape("encoder.layers.0.mlp.fc1.weight")?;
+        let (&[d, 3, patch_size, _], &[tokens, _], &[intermediate_size, _]) =
+            (patches.as_slice(), positions.as_slice(), fc1.as_slice())
+        else {
+            return Err(Error::file(
+                origin,
+                "is no SigLIP vision tower: patches, positions or the MLP have another shape",
+            ));
+        };
+        let side = tokens.isqrt();
+        let found = Self {
+            hidden_size: d,
+            intermediate_size,
+            num_hidden_layers: weights.blocks(&format!("{root}encoder.layers")),
+            num_attention_heads: (d / 64).max(1),
+            image_size: side * patch_size,
+            patch_size,
+            ..Self::so400m()
+        };
+        let usual = Self { num_hidden_layers: found.num_hidden_layers, ..Self::so400m() };
+        if (d, patch_size, tokens) == (usual.hidden_size, usual.patch_size, usual.tokens()) {
+            return Ok(usual);
+        }
+        if side * side != tokens || !d.is_multiple_of(found.num_attention_heads) {
+            return Err(Error::file(origin, format!("has {tokens} positions of width {d}: no SigLIP vision tower")));
+        }
+        Ok(found)
     }
 
     /// Reads an `image_encoder/config.json`.
@@ -97,6 +141,11 @@ impl SiglipConfig {
     }
 }
 
+/// What the tower's names begin with: transformers 5 leaves `vision_model.` away.
+fn root(weights: &Weights) -> &'static str {
+    if weights.has("embeddings.patch_embedding.weight") { "" } else { "vision_model." }
+}
+
 /// The vision tower.
 #[derive(Debug)]
 pub struct Siglip {
@@ -121,7 +170,8 @@ impl Siglip {
             layer_norm_eps: config.layer_norm_eps,
             activation: config.activation,
         };
-        let embeddings = "vision_model.embeddings";
+        let root = root(weights);
+        let embeddings = format!("{root}embeddings");
         Ok(Self {
             patch_embedding: weights.conv2d(&format!("{embeddings}.patch_embedding"), d, 3, config.patch_size)?,
             position_embedding: weights.matrix(
@@ -130,9 +180,9 @@ impl Siglip {
                 d,
             )?,
             layers: (0..config.num_hidden_layers)
-                .map(|i| EncoderLayer::load(&format!("vision_model.encoder.layers.{i}"), &layer, weights))
+                .map(|i| EncoderLayer::load(&format!("{root}encoder.layers.{i}"), &layer, weights))
                 .collect::<Result<_>>()?,
-            post_layernorm: LayerNorm::load("vision_model.post_layernorm", d, config.layer_norm_eps, weights)?,
+            post_layernorm: LayerNorm::load(&format!("{root}post_layernorm"), d, config.layer_norm_eps, weights)?,
             config,
         })
     }

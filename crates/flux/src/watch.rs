@@ -1,6 +1,7 @@
 //! How a caller follows a generation: one observer that can look and can stop, and cannot change anything.
 
 use crate::{
+    acceleration::Evaluations,
     error::{Error, Result},
     pixels::Rgb8,
     plan::Plan,
@@ -48,6 +49,8 @@ pub struct Step<'a> {
     pub sigma: f32,
     /// Seconds it took.
     pub seconds: f64,
+    /// Velocities that were computed and reused for it.
+    pub evaluations: Evaluations,
     pub(crate) preview: &'a dyn Fn() -> Option<Rgb8>,
 }
 

@@ -52,6 +52,8 @@ pub enum Mask<'a> {
     /// The scaled score of a query and a key is shifted by what their distance says: element `key − query + queries − 1` of a
     /// head's row in `[heads, queries + keys − 1]`.
     Relative(&'a Tensor),
+    /// `[keys]` is added to the scaled scores of every query: ln w makes a key count as w of its kind would.
+    Keys(&'a Tensor),
 }
 
 /// Rows and columns of zeros around a picture.
@@ -291,12 +293,14 @@ pub trait Backend: Any + Debug + Send + Sync {
     }
 
     /// Self-attention of all tokens of some streams, one stream after the other: queries and keys are cut out, normed and
-    /// rotated ([`Backend::qk_norm_rope`]), scores scaled by 1/√d. `angles [tokens of all, d/2, 2]` → `[tokens of all, heads · d]`.
+    /// rotated ([`Backend::qk_norm_rope`]), scores scaled by 1/√d and shifted by `shift [tokens of all]` as keys, if there is one
+    /// ([`Mask::Keys`]). `angles [tokens of all, d/2, 2]` → `[tokens of all, heads · d]`.
     fn joint_attention(
         &self,
         streams: &[Qkv<'_>],
         heads: usize,
         angles: &Tensor,
+        shift: Option<&Tensor>,
         eps: f32,
         precision: Precision,
     ) -> Tensor {
@@ -312,7 +316,8 @@ pub trait Backend: Any + Debug + Send + Sync {
             parts[2].push(x.slice(1, 2 * heads * d, heads * d).reshape([tokens, heads, d]));
         }
         let [q, k, v] = parts.map(|parts| Tensor::concat(&parts.iter().collect::<Vec<_>>(), 0));
-        q.attention(&k, &v, (d as f32).sqrt().recip(), Mask::None, precision).reshape([first, heads * d])
+        q.attention(&k, &v, (d as f32).sqrt().recip(), shift.map_or(Mask::None, Mask::Keys), precision)
+            .reshape([first, heads * d])
     }
 
     /// `residual + conv2d(silu(norm(x)))`, stride 1, for half of a residual block; `residual` has the result's shape.

@@ -273,6 +273,7 @@ impl Backend for DryRun {
         streams: &[Qkv<'_>],
         heads: usize,
         angles: &Tensor,
+        _: Option<&Tensor>,
         _: f32,
         precision: Precision,
     ) -> Tensor {

@@ -178,6 +178,7 @@ impl Backend for Reference {
                         (0..d).map(|i| element(&q_scaled, query, head, i) * element(&k, key, head, i)).sum();
                     let shift = match mask {
                         Mask::Relative(shifts) => values(shifts)[head * (lq + lk - 1) + key + lq - 1 - query],
+                        Mask::Keys(shift) => values(shift)[key],
                         Mask::None | Mask::Causal => 0.0,
                     };
                     product + f64::from(shift) * consts::LOG2_E

@@ -171,13 +171,21 @@ impl Tensor {
                 let distances = (lq + lk).saturating_sub(1);
                 assert!(shifts.shape == [heads, distances].into(), "shifts {} for {lq}×{lk} scores", shifts.shape);
             }
+            Mask::Keys(shift) => assert!(shift.shape == [lk].into(), "a shift {} for {lk} keys", shift.shape),
         }
         self.backend.attention(self, k, v, scale, mask, precision)
     }
 
     /// Self-attention of all tokens of `streams`: see [`Backend::joint_attention`].
     #[track_caller]
-    pub fn joint_attention(streams: &[Qkv<'_>], heads: usize, angles: &Self, eps: f32, precision: Precision) -> Self {
+    pub fn joint_attention(
+        streams: &[Qkv<'_>],
+        heads: usize,
+        angles: &Self,
+        shift: Option<&Self>,
+        eps: f32,
+        precision: Precision,
+    ) -> Self {
         let [first, ..] = streams else { panic!("nothing to attend to") };
         assert!(first.query_norm.shape.rank() == 1, "a norm of {}", first.query_norm.shape);
         let d = first.query_norm.shape[0];
@@ -189,7 +197,10 @@ impl Tensor {
         let tokens = streams.iter().map(|stream| stream.x.shape[0]).sum();
         assert!(tokens > 0, "nothing to attend to");
         Self::check_angles(tokens, d, angles);
-        first.x.backend.joint_attention(streams, heads, angles, eps, precision)
+        if let Some(shift) = shift {
+            assert!(shift.shape == [tokens].into(), "a shift {} for {tokens} tokens", shift.shape);
+        }
+        first.x.backend.joint_attention(streams, heads, angles, shift, eps, precision)
     }
 
     /// Cross-correlation with zero padding: `[H, W, in]` with `[out, in, kh, kw]` → `[H', W', out]`.

@@ -409,7 +409,9 @@ fn attention_with_every_mask() {
         let mut shifts = random.tensor([heads, lq + lk - 1]);
         // Some keys are out of sight, and scores are large enough for some weights to vanish.
         shifts.1.iter_mut().skip(1).step_by(7).for_each(|b| *b = -1e9);
-        let inputs = [q, k, v, shifts];
+        let mut by_key = random.tensor([lk]);
+        by_key.1.iter_mut().skip(1).step_by(5).for_each(|s| *s = -1e9);
+        let inputs = [q, k, v, shifts, by_key];
         for scale in [1.0 / (d as f32).sqrt(), 3.0] {
             for precision in PRECISIONS {
                 let case = format!("attention {lq}×{lk}, {heads}×{d}, scale {scale}, {precision}");
@@ -421,6 +423,7 @@ fn attention_with_every_mask() {
                 let run = |mask: Mask<'_>, t: &[Tensor]| t[0].attention(&t[1], &t[2], scale, mask, precision);
                 check(&random, &case, bound, &inputs, |_, t| run(Mask::None, t));
                 check(&random, &case, bound, &inputs, |_, t| run(Mask::Relative(&t[3]), t));
+                check(&random, &case, bound, &inputs, |_, t| run(Mask::Keys(&t[4]), t));
                 if lq == lk {
                     check(&random, &case, bound, &inputs, |_, t| run(Mask::Causal, t));
                 }
@@ -471,18 +474,21 @@ fn attention_of_streams() {
         let all: usize = tokens.iter().sum();
         let angle: Vec<f32> = random.normals(all * d / 2);
         let angles = ([all, d / 2, 2].into(), angle.iter().flat_map(|a| [a.cos(), a.sin()]).collect());
-        let mut inputs = vec![angles];
+        let mut inputs = vec![angles, random.tensor([all])];
         for &tokens in &tokens {
             inputs.extend([random.tensor([tokens, columns]), random.tensor([d]), random.tensor([d])]);
         }
         for precision in PRECISIONS {
             // In bf16 the norm's last bit may change which way a query or a key is rounded: 2⁻⁸ of a few of them.
             let bound = if precision == Precision::F32 { 1e-10 } else { 2e-6 + 6e-5 / (all * heads) as f64 };
-            check(&random, &format!("streams of {tokens:?}, {heads}×{d}, {precision}"), bound, &inputs, |_, t| {
-                let streams: Vec<_> =
-                    t[1..].chunks(3).map(|s| Qkv { x: &s[0], query_norm: &s[1], key_norm: &s[2] }).collect();
-                Tensor::joint_attention(&streams, heads, &t[0], 1e-6, precision)
-            });
+            for shifted in [false, true] {
+                let case = format!("streams of {tokens:?}, {heads}×{d}, {precision}, shifted {shifted}");
+                check(&random, &case, bound, &inputs, |_, t| {
+                    let streams: Vec<_> =
+                        t[2..].chunks(3).map(|s| Qkv { x: &s[0], query_norm: &s[1], key_norm: &s[2] }).collect();
+                    Tensor::joint_attention(&streams, heads, &t[0], shifted.then_some(&t[1]), 1e-6, precision)
+                });
+            }
         }
     }
 }

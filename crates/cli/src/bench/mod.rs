@@ -1,5 +1,6 @@
 //! `darkroom bench`: how fast this machine computes, and which share of what it could.
 
+mod acceleration;
 mod arrays;
 mod generate;
 mod kernels;
@@ -38,6 +39,8 @@ enum What {
     T5(t5::Args),
     /// A whole picture, by stages
     Generate(generate::Args),
+    /// What reusing velocities between steps costs and saves
+    Acceleration(acceleration::Args),
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -47,6 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Vae(args) => vae::run(args),
         What::T5(args) => t5::run(args),
         What::Generate(args) => generate::run(args),
+        What::Acceleration(args) => acceleration::run(args),
     }
 }
 

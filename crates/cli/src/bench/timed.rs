@@ -109,8 +109,15 @@ impl Backend for Timed {
         precision: Precision,
     ) -> Tensor {
         let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
-        let shifts = if let Mask::Relative(shifts) = mask { Some(Self::open(shifts)) } else { None };
-        let mask = shifts.as_ref().map_or(mask, Mask::Relative);
+        let shifts = match mask {
+            Mask::Relative(shifts) | Mask::Keys(shifts) => Some(Self::open(shifts)),
+            Mask::None | Mask::Causal => None,
+        };
+        let mask = match (mask, &shifts) {
+            (Mask::Relative(_), Some(shifts)) => Mask::Relative(shifts),
+            (Mask::Keys(_), Some(shifts)) => Mask::Keys(shifts),
+            (mask, _) => mask,
+        };
         self.wrap(q, Kind::Attention, || self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
     }
 
@@ -119,14 +126,18 @@ impl Backend for Timed {
         streams: &[Qkv<'_>],
         heads: usize,
         angles: &Tensor,
+        shift: Option<&Tensor>,
         eps: f32,
         precision: Precision,
     ) -> Tensor {
+        let shift = shift.map(Self::open);
+        let shift = shift.as_ref();
         let inner: Vec<[Tensor; 3]> = streams.iter().map(|s| [s.x, s.query_norm, s.key_norm].map(Self::open)).collect();
         let inner: Vec<Qkv<'_>> =
             inner.iter().map(|[x, query_norm, key_norm]| Qkv { x, query_norm, key_norm }).collect();
         let inner_angles = Self::open(angles);
-        self.wrap(angles, Kind::Attention, || self.inner.joint_attention(&inner, heads, &inner_angles, eps, precision))
+        let run = || self.inner.joint_attention(&inner, heads, &inner_angles, shift, eps, precision);
+        self.wrap(angles, Kind::Attention, run)
     }
 
     fn norm_silu_conv2d(

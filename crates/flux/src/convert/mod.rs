@@ -356,7 +356,12 @@ fn names(checkpoint: &Checkpoint, detected: &Detected, weights: &Weights) -> Vec
             add("encoder.final_layer_norm.weight".into());
         }
         // Whatever the file has, in its own names.
-        Component::ClipL | Component::Vae | Component::TinyDecoder | Component::TinyEncoder => {
+        Component::ClipL
+        | Component::Vae
+        | Component::TinyDecoder
+        | Component::TinyEncoder
+        | Component::Vision
+        | Component::Redux => {
             for (name, entry) in checkpoint.tensors() {
                 if let Some(name) = name.strip_prefix(detected.prefix.as_str())
                     && entry.weight_dtype().is_some()

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::Found;
+use crate::acceleration::Acceleration;
 use crate::error::{Error, Result};
 use crate::lora::LoraUsed;
 use crate::sampler::Sampler;
@@ -77,6 +78,9 @@ pub struct Provenance {
     pub guidance: Option<f32>,
     /// Classifier-free guidance scale; 1 is off.
     pub true_cfg: f32,
+    /// Pictures that were seen beside the prompt: `redux`, `style:0.7`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub styles: Vec<String>,
     /// Where the noise came from.
     pub seed: u64,
     /// The noise generator, as [`crate::noise::Noise`] is written.
@@ -84,6 +88,9 @@ pub struct Provenance {
     /// The sampler, as [`crate::sampler::Sampler`] is written; older files say nothing and mean Euler.
     #[serde(default = "euler")]
     pub sampler: String,
+    /// What was reused, as [`crate::acceleration::Acceleration`] is written; absent if nothing was.
+    #[serde(default = "none", skip_serializing_if = "is_none")]
+    pub acceleration: String,
     /// The spacing of sigmas, as [`crate::schedule::ScheduleKind`] is written.
     pub schedule: String,
     /// T5 tokens, padding included.
@@ -141,12 +148,12 @@ pub struct FromPictures {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
     /// How many reference pictures were looked at.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub references: u32,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
-fn is_none(count: &u32) -> bool {
+fn is_zero(count: &u32) -> bool {
     *count == 0
 }
 
@@ -311,6 +318,15 @@ const ENHANCED: &str = "http://cv.iptc.org/newscodes/digitalsourcetype/algorithm
 /// What a file without a sampler means.
 fn euler() -> String {
     Sampler::Euler.name().into()
+}
+
+/// What a file that says nothing of acceleration means.
+fn none() -> String {
+    Acceleration::None.to_string()
+}
+
+fn is_none(acceleration: &str) -> bool {
+    acceleration.is_empty() || acceleration == none()
 }
 
 /// AUTOMATIC1111's name of a sampler.

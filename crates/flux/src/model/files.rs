@@ -8,7 +8,7 @@ use std::{
 
 use tensor::{Backend, DType, Precision};
 
-use super::{Defaults, Family, Folder};
+use super::{Defaults, Family, Folder, StyleSearch};
 use crate::{
     conditioning::Kind,
     error::{Error, Result},
@@ -20,6 +20,7 @@ use crate::{
     },
     transformer::FluxConfig,
     vae::VaeConfig,
+    vision::SiglipConfig,
     weights::{Checkpoint, Component, Detected, Weights, detect},
 };
 
@@ -127,6 +128,14 @@ impl Part {
         self.config(ClipConfig::from_json, ClipConfig::from_weights)
     }
 
+    /// The vision tower's sizes.
+    ///
+    /// # Errors
+    /// If the configuration cannot be read or the file is something else.
+    pub(crate) fn siglip_config(&self) -> Result<SiglipConfig> {
+        self.config(SiglipConfig::from_json, SiglipConfig::from_weights)
+    }
+
     /// T5's sizes.
     ///
     /// # Errors
@@ -160,6 +169,10 @@ pub struct PartFiles {
     pub clip_tokenizer: Option<PathBuf>,
     /// `--t5-tokenizer`: a `tokenizer.json`, or a folder with one.
     pub t5_tokenizer: Option<PathBuf>,
+    /// `--redux-model`: the Redux projector, or a folder of FLUX.1 Redux \[dev\] with SigLIP beside it.
+    pub redux_model: Option<PathBuf>,
+    /// `--vision-model`: SigLIP's vision tower.
+    pub vision_model: Option<PathBuf>,
 }
 
 /// A model, found and ready to be loaded.
@@ -188,6 +201,8 @@ pub struct ModelFiles {
     pub(crate) clip_tokenizer: TokenizerFiles,
     pub(crate) t5_tokenizer: TokenizerFiles,
     pub(crate) scheduler: Option<(PathBuf, Vec<u8>)>,
+    /// Where the parts are that see pictures.
+    pub(crate) styles: StyleSearch,
 }
 
 /// Where a tokenizer is.
@@ -288,6 +303,7 @@ impl ModelFiles {
             clip_tokenizer: tokenizer("tokenizer"),
             t5_tokenizer: tokenizer("tokenizer_2"),
             scheduler: folder.read(scheduler)?.map(|json| (folder.path(scheduler), json.into_owned())),
+            styles: StyleSearch::default(),
         })
     }
 
@@ -312,6 +328,7 @@ impl ModelFiles {
             clip_tokenizer: TokenizerFiles::Embedded,
             t5_tokenizer: TokenizerFiles::Embedded,
             scheduler: None,
+            styles: StyleSearch::default(),
         }
     }
 

@@ -13,9 +13,12 @@ mod files;
 mod folder;
 mod pocket;
 mod search;
+mod styles;
 
 pub use family::{Defaults, Family};
 pub(crate) use files::Tokenizer;
 pub use files::{ModelFiles, Part, PartFiles};
 use folder::Folder;
 pub use search::{ModelSpec, SearchPaths};
+pub(crate) use styles::StyleFiles;
+use styles::StyleSearch;

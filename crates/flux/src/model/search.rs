@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Family, Folder, ModelFiles, Part, PartFiles, files::TokenizerFiles, pocket};
+use super::{Family, Folder, ModelFiles, Part, PartFiles, StyleSearch, files::TokenizerFiles, pocket};
 use crate::{
     error::{Error, Result},
     weights::{Checkpoint, Component, Naming},
@@ -56,6 +56,7 @@ impl ModelSpec {
         };
         self.override_parts(&mut files)?;
         files.settle(self.parts.transformer.as_deref().map(stem).as_deref());
+        files.styles = StyleSearch::around(&files, &self.parts, paths);
         Ok(files)
     }
 
@@ -200,7 +201,7 @@ fn open(path: &Path) -> Result<Arc<Checkpoint>> {
 }
 
 /// The component in a file or (sharded, or a part of a diffusers folder) a folder given for it.
-fn part_of(path: &Path, component: Component) -> Result<Part> {
+pub(super) fn part_of(path: &Path, component: Component) -> Result<Part> {
     if path.is_dir() {
         for stem in ["diffusion_pytorch_model", "model"] {
             if let Some(checkpoint) = Folder::Disk(path.to_owned()).checkpoint(stem)? {
@@ -225,12 +226,13 @@ fn in_checkpoint(checkpoint: &Arc<Checkpoint>, path: &Path, component: Component
 }
 
 /// Where the other parts of a single-file model may be.
-struct Places {
+#[derive(Clone, Debug)]
+pub(super) struct Places {
     trees: Vec<PathBuf>,
 }
 
 impl Places {
-    fn new(transformer: &Path, paths: &SearchPaths) -> Self {
+    pub(super) fn new(transformer: &Path, paths: &SearchPaths) -> Self {
         let parent = transformer.parent().map_or_else(PathBuf::new, Path::to_owned);
         // Beside the file, in the ComfyUI tree around it, then in the trees that are known.
         let mut trees = vec![parent.clone()];
@@ -239,7 +241,7 @@ impl Places {
         Self { trees }
     }
 
-    fn find(&self, component: Component) -> Result<Option<Part>> {
+    pub(super) fn find(&self, component: Component) -> Result<Option<Part>> {
         for tree in &self.trees {
             for candidate in candidates(tree, component) {
                 if let Some(part) = candidate.open()?.and_then(|checkpoint| Part::find(&checkpoint, component)) {
@@ -278,7 +280,7 @@ impl Places {
         (main, None)
     }
 
-    fn list(&self) -> String {
+    pub(super) fn list(&self) -> String {
         self.trees.iter().map(|p| format!("'{}'", p.display())).collect::<Vec<_>>().join(", ")
     }
 }
@@ -317,6 +319,8 @@ fn candidates(tree: &Path, component: Component) -> Vec<Candidate> {
         Component::T5 => (&["text_encoders", "clip", ""], &["t5xxl", "t5-v1_1-xxl"]),
         Component::TinyDecoder => (&["vae_approx", "vae", ""], &["taef1_decoder", "taef1"]),
         Component::TinyEncoder => (&["vae_approx", "vae", ""], &["taef1_encoder", "taef1"]),
+        Component::Vision => (&["clip_vision", ""], &["sigclip", "siglip"]),
+        Component::Redux => (&["style_models", ""], &["redux"]),
     };
     let mut found = Vec::new();
     for folder in folders {
@@ -382,7 +386,7 @@ fn choose_transformer(candidates: &[Candidate], tree: &Path) -> Result<PathBuf> 
 }
 
 /// The newest snapshot that the cache's `refs/main` names, or the only one.
-fn snapshot(folder: &Path) -> Result<PathBuf> {
+pub(super) fn snapshot(folder: &Path) -> Result<PathBuf> {
     let snapshots = folder.join("snapshots");
     if let Ok(revision) = std::fs::read_to_string(folder.join("refs/main")) {
         let named = snapshots.join(revision.trim());

@@ -58,6 +58,8 @@ pub struct Recipe {
     pub noise: Option<Noise>,
     /// ComfyUI's name of the sampler.
     pub sampler: Option<String>,
+    /// What is reused between steps, as [`crate::acceleration::Acceleration`] is written.
+    pub acceleration: Option<String>,
     /// The noise schedule, as [`crate::schedule::ScheduleKind`] is written.
     pub schedule: Option<String>,
     /// T5 tokens.
@@ -195,7 +197,9 @@ impl Recipe {
             true_cfg: Some(provenance.true_cfg),
             seed: Some(provenance.seed),
             noise: Some(provenance.noise.parse()?),
-            sampler: Some("euler".into()),
+            sampler: Some(provenance.sampler.clone()).filter(|sampler| !sampler.is_empty()),
+            // Nothing is told where nothing was reused.
+            acceleration: Some(provenance.acceleration.clone()).filter(|level| !["", "none"].contains(&level.as_str())),
             schedule: Some(provenance.schedule.clone()),
             t5_length: Some(T5Length::Exactly(provenance.t5_length as usize)),
             precision: Some(precision),
@@ -210,7 +214,7 @@ impl Recipe {
     /// Puts what is said into a request; the rest stays as it is.
     ///
     /// # Errors
-    /// [`Error::Asked`] about `sampler` or `schedule`.
+    /// [`Error::Asked`] about `sampler`, `acceleration` or `schedule`.
     pub fn apply(&self, request: &mut Request, pipeline: &Pipeline) -> Result<()> {
         fn set<T: Clone>(to: &mut T, value: Option<&T>) {
             if let Some(value) = value {
@@ -229,10 +233,11 @@ impl Recipe {
         set(&mut request.true_cfg, self.true_cfg.as_ref());
         set(&mut request.seed, self.seed.as_ref());
         set(&mut request.noise, self.noise.as_ref());
-        if let Some(sampler) = self.sampler.as_deref()
-            && sampler != "euler"
-        {
-            return Err(Error::asked("sampler", format!("'{sampler}' is not possible; euler is")));
+        if let Some(sampler) = &self.sampler {
+            request.sampler = sampler.parse()?;
+        }
+        if let Some(acceleration) = &self.acceleration {
+            request.acceleration = acceleration.parse()?;
         }
         if let Some(schedule) = &self.schedule {
             request.schedule = schedule.parse()?;

@@ -4,7 +4,7 @@
 
 use tensor::{Qkv, Tensor, Unary};
 
-use super::FluxConfig;
+use super::{FluxConfig, Rope};
 use crate::{
     error::Result,
     nn::{Linear, Parts},
@@ -126,8 +126,8 @@ impl DoubleStreamBlock {
         self.txt.parts(&format!("{name}.txt"), parts);
     }
 
-    /// `img [Li, d]`, `txt [Lt, d]`, angles `[Lt + Li, head_dim/2, 2]` → (img, txt).
-    pub(super) fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, angles: &Tensor) -> (Tensor, Tensor) {
+    /// `img [Li, d]`, `txt [Lt, d]`, positions of Lt + Li tokens → (img, txt).
+    pub(super) fn forward(&self, img: &Tensor, txt: &Tensor, vec: &Tensor, rope: &Rope) -> (Tensor, Tensor) {
         let [img_tokens, txt_tokens] = [img.shape()[0], txt.shape()[0]];
         let img_mod = Modulation::compute::<2>(&self.img.r#mod, vec);
         let txt_mod = Modulation::compute::<2>(&self.txt.r#mod, vec);
@@ -136,7 +136,7 @@ impl DoubleStreamBlock {
         let txt_qkv = self.txt.qkv.forward(&txt_mod[0].norm(txt));
         let streams = [self.txt.norm.of(&txt_qkv), self.img.norm.of(&img_qkv)]; // text first
         let precision = self.img.qkv.weight.precision();
-        let attention = Tensor::joint_attention(&streams, self.heads, angles, EPS, precision);
+        let attention = rope.attention(&streams, self.heads, EPS, precision);
 
         let img = self.img.finish(img, &attention.slice(0, txt_tokens, img_tokens), &img_mod);
         let txt = self.txt.finish(txt, &attention.slice(0, 0, txt_tokens), &txt_mod);
@@ -182,12 +182,12 @@ impl SingleStreamBlock {
     }
 
     /// `x [L, d]` → `[L, d]`.
-    pub(super) fn forward(&self, x: &Tensor, vec: &Tensor, angles: &Tensor) -> Tensor {
+    pub(super) fn forward(&self, x: &Tensor, vec: &Tensor, rope: &Rope) -> Tensor {
         let [modulation] = Modulation::compute::<1>(&self.modulation, vec);
         let normed = modulation.norm(x);
         let qkv = self.qkv.forward(&normed);
         let precision = self.qkv.weight.precision();
-        let attention = Tensor::joint_attention(&[self.norm.of(&qkv)], self.heads, angles, EPS, precision);
+        let attention = rope.attention(&[self.norm.of(&qkv)], self.heads, EPS, precision);
         drop(qkv);
         let mlp = self.mlp.then(&normed, Unary::GeluTanh);
         self.linear2.gated_add(x, &modulation.gate, &[&attention, &mlp])

@@ -3,9 +3,9 @@
 //! Source: BFL's `layers.py` (`timestep_embedding`, `MLPEmbedder`, `EmbedND`) and `math.py` (`rope`). All angles are taken
 //! in f64 and rounded to f32 once; positions in bf16 would be off by up to 0.26 in the cosine.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use tensor::{Backend, Precision, Tensor, Unary};
+use tensor::{Backend, Precision, Qkv, Tensor, Unary};
 
 use crate::{
     error::Result,
@@ -64,10 +64,12 @@ impl MlpEmbedder {
     }
 }
 
-/// Rotations of queries and keys by token position, text tokens first.
+/// Rotations of queries and keys by token position, text tokens first; and how much each token counts as a key.
 #[derive(Debug)]
 pub struct Rope {
     angles: Tensor,
+    /// `[tokens]`: ln of how much each counts, if not all count once.
+    shift: Option<Tensor>,
 }
 
 impl Rope {
@@ -86,7 +88,25 @@ impl Rope {
                 values.extend([angle.cos() as f32, angle.sin() as f32]);
             }
         }
-        Self { angles: Tensor::from_vec(backend, [ids.len(), half, 2], values) }
+        Self { angles: Tensor::from_vec(backend, [ids.len(), half, 2], values), shift: None }
+    }
+
+    /// The same; tokens `range` count as `weight` of their kind would in attention, 0 to 1: with 1 nothing changes, and the
+    /// nearer 0, the less anything sees them.
+    pub(crate) fn weighted(mut self, ranges: &[(Range<usize>, f32)]) -> Self {
+        if ranges.iter().any(|(_, weight)| *weight != 1.0) {
+            let mut shift = vec![0.0; self.angles.shape()[0]];
+            for (range, weight) in ranges {
+                shift[range.clone()].fill(weight.ln());
+            }
+            self.shift = Some(Tensor::from_vec(self.angles.backend(), [shift.len()], shift));
+        }
+        self
+    }
+
+    /// Attention of all streams' tokens at these positions.
+    pub(super) fn attention(&self, streams: &[Qkv<'_>], heads: usize, eps: f32, precision: Precision) -> Tensor {
+        Tensor::joint_attention(streams, heads, &self.angles, self.shift.as_ref(), eps, precision)
     }
 
     /// Angles of `txt` text tokens (all at the origin) and of a picture of `rows`×`columns` tokens.

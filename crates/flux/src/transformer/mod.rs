@@ -89,6 +89,15 @@ impl fmt::Display for Site {
 /// Sees each block's output; an error (cancellation) ends the pass.
 pub type Observe<'a> = &'a mut dyn FnMut(Site, &Tensor) -> Result<()>;
 
+/// A way past most blocks, taken where it leads about as far.
+pub(crate) trait Shortcut {
+    /// The picture's stream before and after the first double block; gives the stream after all blocks, if the others need not run.
+    fn after_first(&mut self, before: &Tensor, after: &Tensor) -> Option<Tensor>;
+
+    /// All blocks have run: the picture's stream before and after the first, and after the last.
+    fn computed(&mut self, before: &Tensor, after_first: &Tensor, last: &Tensor);
+}
+
 impl Flux {
     /// Takes the parameters from `weights`.
     ///
@@ -189,6 +198,18 @@ impl Flux {
     /// # Errors
     /// Only what `observe` returns.
     pub fn forward(&self, img: &Tensor, sigma: f32, condition: Condition<'_>, observe: Observe<'_>) -> Result<Tensor> {
+        self.forward_with(img, sigma, condition, observe, None)
+    }
+
+    /// As [`Flux::forward`]; a shortcut is offered where the first double block is done.
+    pub(crate) fn forward_with(
+        &self,
+        img: &Tensor,
+        sigma: f32,
+        condition: Condition<'_>,
+        observe: Observe<'_>,
+        mut shortcut: Option<&mut dyn Shortcut>,
+    ) -> Result<Tensor> {
         let mut vec = self.time_in.forward(&self.sinusoid(img, 1000.0 * sigma));
         if let Some(guidance_in) = &self.guidance_in {
             vec = vec.add(&guidance_in.forward(&self.sinusoid(img, condition.guidance_argument)));
@@ -203,18 +224,31 @@ impl Flux {
         observe(Site::TxtIn, &txt)?;
 
         let [txt_tokens, img_tokens] = [txt.shape()[0], img.shape()[0]];
-        let angles = condition.rope.angles();
+        // What a shortcut compares with, as long as it is needed.
+        let mut ends = None;
         for (i, block) in self.double_blocks.iter().enumerate() {
-            (img, txt) = block.forward(&img, &txt, &vec, angles);
+            let before = if i == 0 && shortcut.is_some() { Some(img.clone()) } else { None };
+            (img, txt) = block.forward(&img, &txt, &vec, condition.rope);
             observe(Site::DoubleImg(i), &img)?;
             observe(Site::DoubleTxt(i), &txt)?;
+            if let (Some(before), Some(shortcut)) = (before, &mut shortcut) {
+                if let Some(last) = shortcut.after_first(&before, &img) {
+                    return Ok(self.final_layer.forward(&last, &vec));
+                }
+                ends = Some((before, img.clone()));
+            }
         }
         let mut x = Tensor::concat(&[&txt, &img], 0);
         for (i, block) in self.single_blocks.iter().enumerate() {
-            x = block.forward(&x, &vec, angles);
+            x = block.forward(&x, &vec, condition.rope);
             observe(Site::Single(i), &x)?;
         }
-        Ok(self.final_layer.forward(&x.slice(0, txt_tokens, img_tokens), &vec))
+        let last = x.slice(0, txt_tokens, img_tokens);
+        if let (Some((before, after_first)), Some(shortcut)) = (ends, shortcut) {
+            drop(x);
+            shortcut.computed(&before, &after_first, &last);
+        }
+        Ok(self.final_layer.forward(&last, &vec))
     }
 
     fn sinusoid(&self, on: &Tensor, argument: f32) -> Tensor {

@@ -17,6 +17,10 @@ pub enum Component {
     TinyDecoder,
     /// TAEF1's encoder.
     TinyEncoder,
+    /// SigLIP's vision tower, which sees pictures for Redux.
+    Vision,
+    /// What makes tokens of what the tower saw.
+    Redux,
 }
 
 impl Component {
@@ -29,6 +33,8 @@ impl Component {
             Self::T5 => "T5 text encoder",
             Self::TinyDecoder => "tiny decoder (taef1)",
             Self::TinyEncoder => "tiny encoder (taef1)",
+            Self::Vision => "SigLIP vision tower",
+            Self::Redux => "Redux projector",
         }
     }
 }
@@ -114,6 +120,16 @@ pub fn detect(checkpoint: &Checkpoint) -> Vec<Detected> {
         if has(prefix, first) && (has(prefix, "1.conv.0.weight") || has(prefix, "encoder.layers.1.conv.0.weight")) {
             add(Component::TinyEncoder, prefix, Naming::Same);
         }
+    }
+    // CLIP's tower has a class token, and no bias here.
+    for root in ["vision_model.", ""] {
+        let patches = |part: &str| has(root, &format!("embeddings.{part}"));
+        if patches("patch_embedding.bias") && patches("position_embedding.weight") && !patches("class_embedding") {
+            add(Component::Vision, "", Naming::Same);
+        }
+    }
+    if has("", "redux_up.weight") && has("", "redux_down.weight") {
+        add(Component::Redux, "", Naming::Same);
     }
     found
 }

@@ -49,6 +49,8 @@ pub(super) enum Seen<'a> {
     Causal,
     /// All, their scores shifted by `[heads, queries + keys − 1]`: element `key − query + queries − 1`.
     Shifted(&'a [f32]),
+    /// All, their scores shifted by `[keys]`, the same for every query.
+    Keys(&'a [f32]),
 }
 
 /// Where the heads of all tokens are: those of each stream, one stream after the other.
@@ -408,8 +410,8 @@ struct Shift {
     step: isize,
 }
 
-/// The shift of the scores of `rows` and the panel `index`, if it has one: as it lies, one element further back for each row, or
-/// made in `room`.
+/// The shift of the scores of `rows` and the panel `index`, if it has one: as it lies, one element further back for each row or
+/// the same for all, or made in `room`.
 #[inline(always)]
 fn shift<V: Vector>(
     seen: Seen<'_>,
@@ -430,6 +432,9 @@ fn shift<V: Vector>(
             let last_row = &shifts[shifts_of(rows.end - 1, first)..][..rows.len() - 1 + panel];
             return Some(Shift { at: last_row[rows.len() - 1..].as_ptr(), step: -1 });
         }
+        Seen::Keys(shifts) if whole => {
+            return Some(Shift { at: shifts[first..first + panel].as_ptr(), step: 0 });
+        }
         _ => {}
     }
     for (row, to) in rows.zip(room.chunks_exact_mut(panel)) {
@@ -440,7 +445,8 @@ fn shift<V: Vector>(
         let visible = seen_keys.saturating_sub(first).min(panel);
         match seen {
             Seen::Shifted(shifts) => to[..visible].copy_from_slice(&shifts[shifts_of(row, first)..][..visible]),
-            _ => to[..visible].fill(0.0),
+            Seen::Keys(shifts) => to[..visible].copy_from_slice(&shifts[first..][..visible]),
+            Seen::All | Seen::Causal => to[..visible].fill(0.0),
         }
         to[visible..].fill(UNSEEN);
     }

@@ -120,6 +120,7 @@ impl Backend for Cpu {
             Mask::None => Seen::All,
             Mask::Causal => Seen::Causal,
             Mask::Relative(shifts) => Seen::Shifted(values(shifts)),
+            Mask::Keys(shifts) => Seen::Keys(values(shifts)),
         };
         let sizes = [queries, k.shape()[0], heads, d];
         let streams = [q, k, v]
@@ -263,6 +264,7 @@ impl Backend for Cpu {
         streams: &[Qkv<'_>],
         heads: usize,
         angles: &Tensor,
+        shift: Option<&Tensor>,
         eps: f32,
         precision: Precision,
     ) -> Tensor {
@@ -286,7 +288,8 @@ impl Backend for Cpu {
         let rope = Some((values(angles), eps));
         let [q, k, v] = [(&q, rope), (&k, rope), (&v, None)].map(|(streams, rope)| Heads { streams, rope });
         let scale = (d as f32).sqrt().recip();
-        let y = self.attend([q, k, v], [tokens, tokens, heads, d], scale, Seen::All, precision);
+        let seen = shift.map_or(Seen::All, |shift| Seen::Keys(values(shift)));
+        let y = self.attend([q, k, v], [tokens, tokens, heads, d], scale, seen, precision);
         x.like([tokens, heads * d], y.share())
     }
 
