@@ -241,7 +241,7 @@ fn prompt(args: &Args, recipe: Option<&Recipe>) -> Result<String> {
 fn request(args: &Args, pipeline: &Pipeline, prompt: String, recipe: Option<&Recipe>) -> Result<Request> {
     let mut request = pipeline.request(prompt.clone());
     if let Some(recipe) = recipe {
-        recipe_args::refuse(recipe)?;
+        recipe_args::refuse(recipe, args.images.is_given())?;
         let negative_prompt = args.negative_prompt.clone().or_else(|| recipe.negative_prompt.clone());
         Recipe { prompt: Some(prompt), negative_prompt, ..recipe.clone() }.apply(&mut request, pipeline)?;
     }

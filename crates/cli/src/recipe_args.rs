@@ -67,9 +67,11 @@ pub(crate) fn loras(args: &LoraArgs, recipe: Option<&Recipe>) -> Result<Loras> {
 }
 
 /// Refuses what a recipe asks for and nothing here can give yet.
-pub(crate) fn refuse(recipe: &Recipe) -> Result<()> {
-    if let Some(image) = &recipe.image {
-        return Err(Usage(format!("--workflow: begins with the picture '{image}', which is not possible")).into());
+pub(crate) fn refuse(recipe: &Recipe, has_image: bool) -> Result<()> {
+    if let Some(image) = recipe.image.as_ref().filter(|_| !has_image) {
+        let strength = recipe.strength.map(|strength| format!(" --strength {strength}")).unwrap_or_default();
+        let hint = format!("hint: --image FILE{strength} --strength-mapping comfy");
+        return Err(Usage(format!("--workflow: begins with the picture '{image}'; {hint}")).into());
     }
     Ok(())
 }

@@ -145,7 +145,7 @@ fn pictures_are_enlarged_and_say_so() {
 fn a_picture_is_made_again_from_its_file() {
     let folder = folder();
     let f = folder.path();
-    let odd = ["--size", "48x64", "--guidance", "2", "--schedule", "comfy-simple", "--noise", "cpu-bf16"];
+    let odd = ["--size", "48x64", "--guidance", "2", "--schedule", "beta", "--sampler", "heun", "--noise", "cpu-bf16"];
     let more = ["--t5-length", "40", "--precision", "f32", "--upscale", "2", "--vae-tiling", "on"];
     let guided = ["-n", "blue", "--true-cfg", "2"];
     made(f, &[&odd[..], &more, &guided, &["-o", "a.png"]].concat());

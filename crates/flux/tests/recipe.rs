@@ -269,6 +269,7 @@ fn our_own_pictures_tell_everything() {
         true_cfg: 1.0,
         seed: u64::MAX,
         noise: "philox:96".into(),
+        sampler: "heun".into(),
         schedule: "comfy-simple".into(),
         t5_length: 77,
         precision: "f32".into(),

@@ -185,6 +185,11 @@ impl Recipe {
                 None
             }
         };
+        if provenance.from_pictures.is_some() {
+            notes.push(
+                "it was made from pictures, which its file does not hold; hint: --image and what goes with it".into(),
+            );
+        }
         Ok(Self {
             model: Some(provenance.model.clone()),
             prompt: provenance.prompt.clone(),
