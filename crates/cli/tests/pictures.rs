@@ -94,7 +94,7 @@ fn what_cannot_be_met_names_the_flag() {
     std::fs::write(folder.path().join("words.png"), "no picture").unwrap();
     let image = golden("pictured/inpaint/image.png");
     let moving = golden("pictures/animated.webp");
-    let cases: [(&[&str], &[&str]); 13] = [
+    let cases: [(&[&str], &[&str]); 15] = [
         (&["--mask", "m.png"], &["--mask", "--image"]),
         (&["--strength", "0.5"], &["--strength", "--image"]),
         (&["--outpaint", "1,1,1,1"], &["--outpaint", "--image"]),
@@ -104,6 +104,8 @@ fn what_cannot_be_met_names_the_flag() {
         (&["-i", &moving], &["image", "moving"]),
         (&["-i", &image, "--mask", "words.png"], &["mask", "words.png"]),
         (&["-i", &image, "--strength", "2"], &["strength", "0 to 1"]),
+        (&["-i", &image, "--strength", "0", "--redux", &image], &["strength", "--redux"]),
+        (&["-i", &image, "--strength", "0", "--style", &image], &["strength", "--style"]),
         (&["--control", &image], &["control", "FLUX.1-Canny-dev"]),
         (&["--canny", &image], &["control", "FLUX.1-Canny-dev"]),
         (&["--control", &image, "--canny", &image], &["--control", "--canny"]),

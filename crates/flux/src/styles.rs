@@ -44,10 +44,17 @@ pub(crate) fn check(request: &Request) -> Result<()> {
             format!("{} are given; at most {MAX_STYLES} are possible", request.styles.len()),
         ));
     }
-    match request.styles.iter().find(|style| !(0.0..=1.0).contains(&style.weight)) {
-        Some(style) => Err(Error::asked("style", format!("has the weight {}; 0 to 1 are possible", style.weight))),
-        None => Ok(()),
+    if let Some(style) = request.styles.iter().find(|style| !(0.0..=1.0).contains(&style.weight)) {
+        return Err(Error::asked("style", format!("has the weight {}; 0 to 1 are possible", style.weight)));
     }
+    let untouched = request.pictures.start.as_ref().is_some_and(|start| start.strength <= 0.0);
+    if untouched && pictures(request).next().is_some() {
+        let field = field(request);
+        let problem =
+            format!("is 0, which gives the picture back as it is: --{field} would change nothing; hint: up to 1");
+        return Err(Error::asked("strength", problem));
+    }
+    Ok(())
 }
 
 /// Pictures of a request that count: Redux's first, then styles.
