@@ -21,7 +21,7 @@ pub(crate) struct SamplingArgs {
     /// [default: reference]
     #[arg(long, value_name = "NAME")]
     schedule: Option<ScheduleKind>,
-    /// Reuse velocities of earlier steps: none (exact), regular (1.5 times as fast, nearly the same picture), high (twice as
+    /// Reuse velocities of earlier steps: none (exact), regular (1.4 times as fast, nearly the same picture), high (twice as
     /// fast, other details)
     #[arg(long, value_name = "LEVEL", value_parser = ["none", "regular", "high"], conflicts_with = "cache")]
     acceleration: Option<String>,
