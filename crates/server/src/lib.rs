@@ -1,0 +1,12 @@
+//! darkroom over HTTP: the dialects of OpenAI, fal, Replicate and AUTOMATIC1111 on one durable queue.
+//!
+//! A request walks through these modules: a dialect turns a vendor's JSON into an [`ask::Ask`], the queue keeps it as a job
+//! ([`job`]), the worker makes pictures of it with `flux`, [`blobs`] keep them, and the dialect says so in the vendor's words.
+
+#![forbid(unsafe_code)]
+
+pub mod ask;
+pub mod blobs;
+pub mod error;
+pub mod fields;
+pub mod job;
