@@ -20,7 +20,10 @@ use flux::{
 use indicatif::{ProgressBar, ProgressStyle};
 use tensor::DType;
 
-use crate::{Usage, model_args::shown, plan::bytes};
+use crate::{
+    Usage,
+    readable::{bytes, shown},
+};
 
 /// Write a transformer or text encoder in another format: GGUF, int8, bf16 …
 #[derive(ClapArgs)]

@@ -15,7 +15,7 @@ use flux::{
     weights::{Checkpoint, Component, Detected, Naming, detect},
 };
 
-use crate::plan::bytes;
+use crate::readable::bytes;
 
 /// Tell what weights hold and what pictures were made of.
 #[derive(ClapArgs)]

@@ -13,6 +13,7 @@ mod model_args;
 mod output;
 mod plan;
 mod progress;
+mod readable;
 mod recipe_args;
 mod sampling_args;
 mod show;

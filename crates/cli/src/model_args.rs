@@ -1,6 +1,6 @@
 //! Which model: the flags that all verbs share, and where models are looked for.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use flux::model::{ModelFiles, ModelSpec, PartFiles, SearchPaths};
@@ -78,9 +78,4 @@ pub(crate) fn search_paths() -> SearchPaths {
     let hf_cache = var("HF_HUB_CACHE").or_else(|| hf_home.map(|hf| hf.join("hub")));
     let comfyui = var("COMFYUI_PATH").or_else(|| home.map(|home| home.join("ComfyUI")).filter(|path| path.is_dir()));
     SearchPaths { hf_cache, comfyui: comfyui.into_iter().collect() }
-}
-
-/// A path for people.
-pub(crate) fn shown(path: &Path) -> String {
-    format!("'{}'", path.display())
 }

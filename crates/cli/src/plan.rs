@@ -6,13 +6,15 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 use flux::{
     acceleration::Acceleration,
+    conditioning::Given,
     model::Family,
-    plan::{Given, PartPlan, Plan, Size, plan, plan_flux1},
+    plan::{PartPlan, Plan, Size},
+    rehearsal::{plan, plan_flux1},
     sampler::Sampler,
 };
 use tensor::DType;
 
-use crate::{compute_args::ComputeArgs, inspect::dtypes, model_args::ModelArgs};
+use crate::{compute_args::ComputeArgs, inspect::dtypes, model_args::ModelArgs, readable::bytes};
 
 /// Tell what a model and a size would take, without computing.
 #[derive(ClapArgs)]
@@ -222,18 +224,6 @@ fn tera(flop: u64) -> f64 {
     flop as f64 / 1e12
 }
 
-/// `23.8 GB`: decimal, as disks and downloads are counted.
-pub(crate) fn bytes(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1000.0 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
-}
-
 const GGUF: [DType; 12] = [
     DType::Q8_0,
     DType::Q5_1,
@@ -259,15 +249,5 @@ fn parse_dtype(text: &str) -> Result<DType, String> {
             let names = GGUF.map(|dtype| dtype.name().to_lowercase()).join(", ");
             format!("'{text}' is not a format; bf16, f16, f32, fp8 and GGUF's {names} are")
         }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_for_people() {
-        assert_eq!([0, 999, 1000, 23_802_816_640].map(bytes), ["0 B", "999 B", "1.0 kB", "23.8 GB"]);
     }
 }

@@ -19,9 +19,9 @@ use tensor::Device;
 use crate::{
     Usage, compute_args,
     generate::{Follow, cancel_on_interrupt},
-    model_args::shown,
     output::{self, Template},
     progress::Progress,
+    readable::shown,
     size_args::parse_scale,
 };
 

@@ -66,9 +66,12 @@ mod preview;
 pub mod upscale;
 pub mod recipe;
 pub mod image_file;
+mod options;
 mod pipeline;
-pub mod plan;
+mod prompt;
 pub mod prompt_cache;
+pub mod plan;
+pub mod rehearsal;
 pub mod watch;
 // What the models are made of.
 pub mod memory;
@@ -79,7 +82,8 @@ pub mod convert;
 
 pub use denoise::Reused;
 pub use error::{Error, Result};
-pub use pipeline::{Generated, LoadOptions, Pipeline, Seconds};
+pub use options::LoadOptions;
+pub use pipeline::{Generated, Pipeline, Seconds};
 pub use prompt_cache::PromptCache;
 pub use request::Request;
 pub use watch::{Event, Step, Watch};

@@ -1,18 +1,12 @@
 //! The story of a picture, top to bottom: [`Pipeline::generate`].
 
-use std::{
-    ops::ControlFlow,
-    path::PathBuf,
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
-use tensor::{Backend, Device, Precision, Tensor, cpu::Level};
+use tensor::{Backend, Precision, Tensor};
 
 use crate::{
     acceleration::Evaluations,
     conditioning::{
-        Kind,
         canvas::Sizes,
         encode::{Job, Seen},
     },
@@ -21,48 +15,24 @@ use crate::{
     image_file::{LoraUsed, Provenance, Upscaled},
     latents::Latents,
     lora::{self, Applied, LoraReport, Loras},
-    memory::{Extent, Stream},
-    model::{Defaults, Family, ModelFiles, Tokenizer},
+    memory::Extent,
+    model::{Defaults, Family, Kind, ModelFiles},
     noise::Generator,
+    options::LoadOptions,
     pixels::{self, Range, Rgb8},
     plan::{self, Plan, Size},
     preview::Previewer,
-    prompt_cache::{Embeddings, Key, PromptCache},
+    prompt::PromptReader,
+    rehearsal,
     request::Request,
-    safety::{Reviewed, Safety, Screened},
+    safety::{Reviewed, Safety},
     schedule::SchedulerConfig,
     styles::{self, StyleEncoder},
-    text::{
-        clip::Clip,
-        t5::T5,
-        tokenizer::{ClipTokenizer, T5Tokenizer},
-    },
     transformer::{Condition, Flux, Rope, guidance_argument},
     upscale::{self, Upscaler},
-    vae::{Decoder, Encoder, VaeConfig, tiling::Tiling, tiny::TinyDecoder},
+    vae::{Decoder, Encoder, tiling::Tiling},
     watch::{self, Event, Watch},
 };
-
-/// How a model is loaded.
-#[derive(Clone, Debug, Default)]
-pub struct LoadOptions {
-    /// Where to compute.
-    pub device: Device,
-    /// The arithmetic of products; `None`: f32 if the transformer is stored so, otherwise bf16. Int8 is that of the
-    /// transformer's large layers, all else is bf16 then.
-    pub precision: Option<Precision>,
-    /// What is done with prompts and pictures; `None` is [`Safety::off`].
-    pub safety: Option<Safety>,
-    /// The most memory that the process may take, bytes; `None`: what the machine has available when a picture is asked for
-    /// ([`crate::memory::available`]). Weights that do not fit beside the rest are read again at every step; pictures stay the same.
-    pub memory_limit: Option<u64>,
-    /// Where the text encoders' results are kept, so that a prompt asked for again takes no T5; `None`: nowhere. Models
-    /// whose T5 takes less than 50 MB never use it.
-    pub prompt_cache: Option<PromptCache>,
-    /// The network that enlarges pictures where a request asks for it; `None`: the one in the program
-    /// ([`crate::upscale::Upscaler`]).
-    pub upscaler: Option<PathBuf>,
-}
 
 /// A loaded model.
 ///
@@ -84,19 +54,13 @@ pub struct Pipeline {
     backend: Arc<dyn Backend>,
     precision: Precision,
     safety: Safety,
-    /// What all embeddings of these encoders depend on; known when the first is asked for.
-    encoders: OnceLock<Key>,
-    clip_tokenizer: Tokenizer<ClipTokenizer>,
-    t5_tokenizer: Tokenizer<T5Tokenizer>,
-    clip: Clip,
-    t5: T5,
+    prompts: PromptReader,
     transformer: Flux,
     scheduler: SchedulerConfig,
     vae: Decoder,
     vae_extent: Extent,
     previewer: Previewer,
     loras: Loras,
-    lora_reports: Vec<LoraReport>,
     /// What they keep in memory beside their files.
     lora_bytes: u64,
 }
@@ -131,20 +95,6 @@ pub struct Seconds {
     pub upscale: f64,
 }
 
-/// What the text encoders say about a prompt.
-struct Conditioning {
-    /// `[t5 length, width]`.
-    txt: Tensor,
-    /// `[1, width]`.
-    pooled: Tensor,
-}
-
-impl Conditioning {
-    fn with<'a>(&'a self, guidance_argument: f32, rope: &'a Rope) -> Condition<'a> {
-        Condition { txt: &self.txt, pooled: &self.pooled, guidance_argument, rope }
-    }
-}
-
 impl Pipeline {
     /// Loads a model: reads headers, checks every tensor's size; the weights themselves stay in their files.
     ///
@@ -156,18 +106,7 @@ impl Pipeline {
         // T5's activations have outliers that 8 bits cannot hold; the others are small.
         let gentle = precision.without_int8();
 
-        watch.event(Event::Loading("clip_l"));
-        let clip_tokenizer = files.load_clip_tokenizer()?;
-        let mut clip_config = files.clip_l.clip_config()?;
-        if files.clip_l.config.is_none() {
-            clip_config.eos_token_id = clip_tokenizer.eos(); // weights alone do not tell
-        }
-        let weights = files.clip_l.weights(&backend, gentle);
-        let clip = Clip::load(clip_config, &weights)?;
-
-        watch.event(Event::Loading("t5"));
-        let t5_tokenizer = files.load_t5_tokenizer()?;
-        let t5 = T5::load(files.t5.t5_config()?, &files.t5.weights(&backend, gentle))?;
+        let prompts = PromptReader::load(&files, options, &backend, gentle, watch)?;
 
         watch.event(Event::Loading("transformer"));
         let config = files.transformer.flux_config()?;
@@ -178,26 +117,21 @@ impl Pipeline {
         let weights = files.vae.weights(&backend, gentle);
         let vae = Decoder::load(files.vae.vae_config()?, &weights)?;
         let vae_extent = weights.extent();
-        let previewer = previewer(&files, &vae, &backend, gentle)?;
+        let previewer = Previewer::load(files.tiny_decoder.as_ref(), vae.config(), &backend, gentle)?;
 
         let pipeline = Self {
             safety: options.safety.clone().unwrap_or_else(Safety::off),
             options: options.clone(),
-            encoders: OnceLock::new(),
             files,
             backend,
             precision,
-            clip_tokenizer,
-            t5_tokenizer,
-            clip,
-            t5,
+            prompts,
             transformer,
             scheduler,
             vae,
             vae_extent,
             previewer,
             loras: Loras::default(),
-            lora_reports: Vec::new(),
             lora_bytes: 0,
         };
         pipeline.check_fit(pipeline.files.transformer.checkpoint.origin())?;
@@ -208,8 +142,7 @@ impl Pipeline {
     /// Gives back the memory of all weights and of activations gone by. A pipeline that waits for its next request takes
     /// little then; the weights come back from their files when they are used.
     pub fn release(&self) {
-        self.clip.layout().release();
-        self.t5.layout().release();
+        self.prompts.release();
         self.transformer.layout().release();
         self.vae_extent.release();
         self.backend.release_idle();
@@ -222,8 +155,8 @@ impl Pipeline {
         let latents = 4 * self.vae.config().latent_channels;
         let img_in = if self.kind().is_some() { latents } else { flux.in_channels };
         let pairs = [
-            ("CLIP's width", self.clip.config().hidden_size, "vector_in", flux.vec_in_dim),
-            ("T5's width", self.t5.config().d_model, "txt_in", flux.context_in_dim),
+            ("CLIP's width", self.prompts.pooled_width(), "vector_in", flux.vec_in_dim),
+            ("T5's width", self.prompts.txt_width(), "txt_in", flux.context_in_dim),
             ("the autoencoder's latents (packed)", latents, "img_in", img_in),
             (
                 "the autoencoder's latents (packed)",
@@ -289,7 +222,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Refused`], or [`Error::Asked`] about `prompt` where a tokenizer of the model's own has no id for something.
     pub fn t5_tokens(&self, text: &str) -> Result<usize> {
-        self.t5_tokenizer.count(&self.safety.screen(text)?)
+        self.prompts.t5_tokens(&self.safety.screen(text)?)
     }
 
     /// Refuses a request that cannot be met, before any work.
@@ -303,12 +236,12 @@ impl Pipeline {
     fn checked(&self, request: &Request) -> Result<Plan> {
         request.check(self.least_side())?;
         request.pictures.check(self.kind().unwrap_or(Kind::Base), self.files.family, self.least_side())?;
-        if styles::pictures(request).next().is_some() {
-            self.files.styles.find(styles::field(request))?;
+        if request.style_pictures().next().is_some() {
+            self.files.styles.find(request.style_field())?;
         }
         let plan = self.plan(request)?;
         if plan.shortfall().is_some() {
-            let size = self.size(request);
+            let size = request.planned(self.vae.config());
             return Err(plan::refuse(&plan, size, |size| self.plan_size(size)));
         }
         Ok(plan)
@@ -333,11 +266,11 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be used.
     pub fn plan(&self, request: &Request) -> Result<Plan> {
-        self.plan_size(self.size(request))
+        self.plan_size(request.planned(self.vae.config()))
     }
 
     fn plan_size(&self, size: Size) -> Result<Plan> {
-        plan::plan_with(&self.files, size, &self.options, &self.loras, self.lora_bytes)
+        rehearsal::plan_with(&self.files, size, &self.options, &self.loras, self.lora_bytes)
     }
 
     /// Applies LoRAs with their weights in the place of those before; without any, the model is what it was, bit for bit. Takes
@@ -346,19 +279,14 @@ impl Pipeline {
     /// # Errors
     /// [`Error::File`] naming the LoRA and the tensor, [`Error::Asked`] about `lora` or `lora_merge`; nothing has changed then.
     pub fn set_loras(&mut self, loras: &Loras) -> Result<Vec<LoraReport>> {
-        let mut models = [
-            lora::Model::transformer(&mut self.transformer),
-            lora::Model::clip(&mut self.clip),
-            lora::Model::t5(&mut self.t5),
-        ];
-        let applied = lora::apply(&mut models, loras, &self.backend)?;
+        let [clip, t5] = self.prompts.adaptable();
+        let applied = lora::apply(&mut [self.transformer.adaptable(), clip, t5], loras, &self.backend)?;
         self.transformer.widen();
         self.release(); // all over the files layers were read
         let Applied { reports, own_bytes } = applied;
-        self.encoders = OnceLock::new();
+        self.prompts.set_loras(loras, &reports);
         self.loras = loras.clone();
         self.lora_bytes = own_bytes;
-        self.lora_reports.clone_from(&reports);
         Ok(reports)
     }
 
@@ -379,7 +307,7 @@ impl Pipeline {
             steps: request.steps,
             guidance: self.transformer.config().guidance_embed.then_some(request.guidance),
             true_cfg: request.true_cfg,
-            styles: styles::told(request),
+            styles: request.styles_told(),
             seed,
             noise: request.noise.to_string(),
             sampler: request.sampler.to_string(),
@@ -457,17 +385,21 @@ impl Pipeline {
 
         watch.event(Event::Encoding);
         let start = Instant::now();
-        let positive = self.encode(&prompt, request.t5_length, &plan, watch)?;
-        let negative =
-            if request.uses_true_cfg() { Some(self.encode(&negative, request.t5_length, &plan, watch)?) } else { None };
-        self.t5.layout().release();
+        let positive = self.prompts.read(&prompt, request.t5_length, &plan, watch)?;
+        let negative = if request.uses_true_cfg() {
+            Some(self.prompts.read(&negative, request.t5_length, &plan, watch)?)
+        } else {
+            None
+        };
+        self.prompts.release();
         self.backend.release_idle();
         let encoder = || {
-            let files = self.files.styles.find(styles::field(request))?;
+            let files = self.files.styles.find(request.style_field())?;
             let width = self.transformer.config().context_in_dim;
             StyleEncoder::load(&files, width, &self.backend, self.precision.without_int8())
         };
-        let styled = styles::encode(request, &positive.txt, encoder, watch)?;
+        let pictures: Vec<_> = request.style_pictures().collect();
+        let styled = styles::encode(&pictures, &positive.txt, encoder, watch)?;
         let encode = start.elapsed().as_secs_f64();
 
         let start = Instant::now();
@@ -561,7 +493,7 @@ impl Pipeline {
         let job = Job {
             pictures: &request.pictures,
             kind: self.kind().unwrap_or(Kind::Base),
-            sizes: self.picture_sizes(request),
+            sizes: Sizes::covering((request.width, request.height), self.vae.config().factor() as u32),
             sigma,
             vae_tiling: request.vae_tiling,
             tiled: plan.tiled,
@@ -575,101 +507,6 @@ impl Pipeline {
     /// Pixels of a token: a picture's least side.
     fn least_side(&self) -> u32 {
         2 * self.vae.config().factor() as u32
-    }
-
-    fn picture_sizes(&self, request: &Request) -> Sizes {
-        let factor = self.vae.config().factor() as u32;
-        let [_, height, width] = self.latent_size(request).map(|side| side as u32);
-        Sizes { asked: (request.width, request.height), rendered: (width * factor, height * factor), factor }
-    }
-
-    /// What of a request decides about memory and work.
-    fn size(&self, request: &Request) -> Size {
-        Size {
-            width: request.width,
-            height: request.height,
-            t5_length: request.t5_length,
-            steps: request.steps_made(),
-            sampler: request.sampler,
-            acceleration: request.acceleration,
-            true_cfg: request.uses_true_cfg(),
-            styles: styles::pictures(request).count() as u32,
-            vae_tiling: request.vae_tiling,
-            upscale: request.upscale,
-            given: request.pictures.given(self.picture_sizes(request), self.least_side()),
-        }
-    }
-
-    fn encode(
-        &self,
-        prompt: &Screened<&str>,
-        t5_length: usize,
-        plan: &Plan,
-        watch: &mut dyn Watch,
-    ) -> Result<Conditioning> {
-        let longest = self.clip.config().max_position_embeddings;
-        let clip_length = self.clip_tokenizer.model_max_length().map_or(longest, |length| length.min(longest));
-        if clip_length < 2 {
-            let problem = format!("allows {clip_length} tokens; a prompt takes two and more");
-            return Err(Error::asked("clip_tokenizer", problem));
-        }
-        let clip_ids = self.clip_tokenizer.encode(prompt, clip_length)?;
-        let t5_ids = self.t5_tokenizer.encode(prompt, t5_length)?;
-        check_ids("CLIP", &clip_ids, self.clip.config().vocab_size)?;
-        check_ids("T5", &t5_ids, self.t5.config().vocab_size)?;
-        let cache = self.prompt_cache().map(|cache| {
-            let mut key = self.encoders.get_or_init(|| self.encoders()).clone();
-            key.ids(&clip_ids);
-            key.ids(&t5_ids);
-            (cache, key)
-        });
-        if let Some(found) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
-            let [txt, pooled] = [[t5_length, self.t5.config().d_model], [1, self.clip.config().hidden_size]];
-            if (found.txt.0, found.pooled.0) == (txt, pooled) {
-                watch.event(Event::PromptKnown);
-                let tensor = |(shape, values): ([usize; 2], _)| Tensor::from_vec(&self.backend, shape, values);
-                return Ok(Conditioning { txt: tensor(found.txt), pooled: tensor(found.pooled) });
-            }
-        }
-        let pooled = self.clip.forward(&self.backend, &clip_ids).pooled;
-        self.clip.layout().release();
-        self.backend.release_idle();
-        let stream = Stream::new(self.t5.layout(), plan.part("t5").map_or(0, |part| part.resident_blocks));
-        stream.begin();
-        let txt = self.t5.forward(&self.backend, &t5_ids, &mut |block, _| {
-            stream.done(block);
-            watch::check(watch)
-        })?;
-        if let Some((cache, key)) = &cache {
-            let values = |x: &Tensor| ([x.shape()[0], x.shape()[1]], x.to_vec());
-            cache.put(key, &Embeddings { txt: values(&txt), pooled: values(&pooled) });
-        }
-        Ok(Conditioning { txt, pooled })
-    }
-
-    /// The cache, if there is one and T5 is large enough to pay for a file.
-    fn prompt_cache(&self) -> Option<&PromptCache> {
-        /// Bytes of weights: a smaller T5 takes about as long as reading what it said.
-        const WORTH_KEEPING: u64 = 50_000_000;
-        self.options.prompt_cache.as_ref().filter(|_| self.t5.layout().bytes() >= WORTH_KEEPING)
-    }
-
-    /// What embeddings depend on beside the tokens.
-    fn encoders(&self) -> Key {
-        let mut key = Key::new();
-        key.text(&format!("{} {:?} {}", self.backend.name(), Level::best(), self.precision.without_int8()));
-        key.text(&format!("{:?} {:?}", self.clip.config(), self.t5.config()));
-        for part in [&self.files.clip_l, &self.files.t5] {
-            key.text(&format!("{:?}", part.detected));
-            part.checkpoint.files().iter().for_each(|file| key.file(file));
-        }
-        for ((lora, weight), report) in self.loras.used.iter().zip(&self.lora_reports) {
-            if report.changes_text() {
-                key.text(&format!("lora {weight} {}", self.loras.merge));
-                lora.files().iter().for_each(|file| key.file(file));
-            }
-        }
-        key
     }
 
     /// `[channels, height, width]` of latents that cover the request: even, so that they pack 2×2.
@@ -728,35 +565,4 @@ impl Pipeline {
         };
         Error::Degenerate(format!("{what}; nothing was saved; hint: {hint}"))
     }
-}
-
-fn check_ids(encoder: &str, ids: &[u32], vocab_size: usize) -> Result<()> {
-    match ids.iter().find(|id| **id as usize >= vocab_size) {
-        None => Ok(()),
-        Some(id) => Err(Error::asked(
-            "tokenizer",
-            format!(
-                "gives token {id}, but {encoder} knows {vocab_size}: tokenizer and text encoder do not belong together"
-            ),
-        )),
-    }
-}
-
-fn previewer(files: &ModelFiles, vae: &Decoder, backend: &Arc<dyn Backend>, precision: Precision) -> Result<Previewer> {
-    let config = vae.config();
-    if let Some(part) = &files.tiny_decoder {
-        let tiny = TinyDecoder::load(&part.weights(backend, precision))?;
-        if tiny.latent_channels() == config.latent_channels {
-            return Ok(Previewer::Tiny(tiny));
-        }
-    }
-    // A narrow decoder is fast enough to be its own preview; the linear map is of FLUX.1's own latents.
-    let flux = VaeConfig::flux();
-    Ok(if config.block_out_channels.iter().all(|&channels| channels <= 64) {
-        Previewer::Own
-    } else if (config.latent_channels, &config.block_out_channels) == (flux.latent_channels, &flux.block_out_channels) {
-        Previewer::Linear
-    } else {
-        Previewer::Nothing
-    })
 }

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
-use tensor::{Backend, Tensor};
+use tensor::{Backend, Precision, Tensor};
 
 use crate::{
+    error::Result,
     latents::Latents,
+    model::Part,
     pixels::{self, Range, Rgb8},
-    vae::{Decoder, tiny::TinyDecoder},
+    vae::{Decoder, VaeConfig, tiny::TinyDecoder},
 };
 
 /// The cheap way that a model has.
@@ -24,6 +26,30 @@ pub(crate) enum Previewer {
 }
 
 impl Previewer {
+    /// What latents of this autoencoder can be seen with. `tiny` are TAEF1's weights, if they are there.
+    pub(crate) fn load(
+        tiny: Option<&Part>,
+        vae: &VaeConfig,
+        backend: &Arc<dyn Backend>,
+        precision: Precision,
+    ) -> Result<Self> {
+        if let Some(part) = tiny {
+            let tiny = TinyDecoder::load(&part.weights(backend, precision))?;
+            if tiny.latent_channels() == vae.latent_channels {
+                return Ok(Self::Tiny(tiny));
+            }
+        }
+        // A narrow decoder is fast enough to be its own preview; the linear map is of FLUX.1's own latents.
+        let flux = VaeConfig::flux();
+        Ok(if vae.block_out_channels.iter().all(|&channels| channels <= 64) {
+            Self::Own
+        } else if (vae.latent_channels, &vae.block_out_channels) == (flux.latent_channels, &flux.block_out_channels) {
+            Self::Linear
+        } else {
+            Self::Nothing
+        })
+    }
+
     /// Whether a preview takes as much memory as a picture.
     pub(crate) fn decodes(&self) -> bool {
         matches!(self, Self::Tiny(_) | Self::Own)

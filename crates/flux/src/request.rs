@@ -2,23 +2,20 @@
 
 use crate::{
     acceleration::Acceleration,
-    conditioning::Pictures,
+    conditioning::{Pictures, canvas::Sizes},
     error::{Error, Result},
     model::Defaults,
     noise::Noise,
     pixels::Rgb8,
+    plan::Size,
     sampler::Sampler,
-    schedule::ScheduleKind,
-    styles::{self, Style},
+    schedule::{MAX_STEPS, ScheduleKind},
+    sizes::{MAX_PIXELS, MAX_SIDE},
+    styles::{MAX_STYLES, Style},
     upscale,
+    vae::VaeConfig,
 };
 
-/// Largest side of a picture, pixels.
-pub const MAX_SIDE: u32 = 8192;
-/// Largest picture, pixels: 4 MP are what the model can do with sense, four times that is refused.
-pub const MAX_PIXELS: u64 = 16 << 20;
-/// Most steps.
-pub const MAX_STEPS: u32 = 1000;
 /// Most pictures of one request.
 pub const MAX_BATCH: u32 = 64;
 /// Most T5 tokens: four times what the models were trained with.
@@ -129,7 +126,7 @@ impl Request {
             }
         }
         self.acceleration.check()?;
-        styles::check(self)?;
+        self.check_styles()?;
         if !(1..=MAX_T5_LENGTH).contains(&self.t5_length) {
             return Err(Error::asked("t5_length", format!("is {}; 1 to {MAX_T5_LENGTH} are possible", self.t5_length)));
         }
@@ -147,6 +144,59 @@ impl Request {
             }
         }
         Ok(())
+    }
+
+    /// What of it decides about memory and work. `vae` are the sizes of the autoencoder that it is made with.
+    pub fn planned(&self, vae: &VaeConfig) -> Size {
+        Size {
+            width: self.width,
+            height: self.height,
+            t5_length: self.t5_length,
+            steps: self.steps_made(),
+            sampler: self.sampler,
+            acceleration: self.acceleration,
+            true_cfg: self.uses_true_cfg(),
+            styles: self.style_pictures().count() as u32,
+            vae_tiling: self.vae_tiling,
+            upscale: self.upscale,
+            given: self.pictures.given(Sizes::covering((self.width, self.height), vae.factor() as u32)),
+        }
+    }
+
+    /// Refuses styles that cannot be followed.
+    fn check_styles(&self) -> Result<()> {
+        if self.styles.len() > MAX_STYLES {
+            let problem = format!("{} are given; at most {MAX_STYLES} are possible", self.styles.len());
+            return Err(Error::asked("style", problem));
+        }
+        if let Some(style) = self.styles.iter().find(|style| !(0.0..=1.0).contains(&style.weight)) {
+            return Err(Error::asked("style", format!("has the weight {}; 0 to 1 are possible", style.weight)));
+        }
+        let untouched = self.pictures.start.as_ref().is_some_and(|start| start.strength <= 0.0);
+        if untouched && self.style_pictures().next().is_some() {
+            let field = self.style_field();
+            let problem =
+                format!("is 0, which gives the picture back as it is: --{field} would change nothing; hint: up to 1");
+            return Err(Error::asked("strength", problem));
+        }
+        Ok(())
+    }
+
+    /// Pictures that Redux makes tokens of, with how much they count: the one to vary first, then styles.
+    pub(crate) fn style_pictures(&self) -> impl Iterator<Item = (&Rgb8, f32)> {
+        let redux = self.redux.iter().map(|picture| (picture, 1.0));
+        redux.chain(self.styles.iter().map(|style| (&style.picture, style.weight))).filter(|(_, weight)| *weight > 0.0)
+    }
+
+    /// The field that asks for the vision tower, for messages.
+    pub(crate) fn style_field(&self) -> &'static str {
+        if self.redux.is_some() { "redux" } else { "style" }
+    }
+
+    /// What a picture's file says of them: `redux`, `style:0.7`.
+    pub(crate) fn styles_told(&self) -> Vec<String> {
+        let styles = self.styles.iter().map(|style| format!("style:{}", style.weight));
+        self.redux.iter().map(|_| "redux".to_owned()).chain(styles).collect()
     }
 
     /// Whether two passes a step are needed.

@@ -16,6 +16,9 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 pub use comfy::Spacing;
 
+/// Most steps.
+pub const MAX_STEPS: u32 = 1000;
+
 /// How sigmas are spaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ScheduleKind {

@@ -8,6 +8,11 @@ use std::{fmt, str::FromStr};
 
 use crate::error::{Error, Result};
 
+/// Largest side of a picture, pixels.
+pub const MAX_SIDE: u32 = 8192;
+/// Largest picture, pixels: 4 MP are what the model can do with sense, four times that is refused.
+pub const MAX_PIXELS: u64 = 16 << 20;
+
 /// A shape of the gateway's, and its size at 1K, pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {

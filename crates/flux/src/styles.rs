@@ -10,11 +10,10 @@ use std::{ops::Range, sync::Arc};
 use tensor::{Backend, Precision, Tensor};
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     memory::Extent,
     model::StyleFiles,
     pixels::Rgb8,
-    request::Request,
     resize::{Filter, resize},
     vision::{Redux, Siglip, SiglipConfig},
     watch::{self, Watch},
@@ -34,44 +33,6 @@ pub struct Style {
     pub picture: Rgb8,
     /// How much it counts: 0 as if it were not there, 1 in full.
     pub weight: f32,
-}
-
-/// Refuses styles that cannot be followed.
-pub(crate) fn check(request: &Request) -> Result<()> {
-    if request.styles.len() > MAX_STYLES {
-        return Err(Error::asked(
-            "style",
-            format!("{} are given; at most {MAX_STYLES} are possible", request.styles.len()),
-        ));
-    }
-    if let Some(style) = request.styles.iter().find(|style| !(0.0..=1.0).contains(&style.weight)) {
-        return Err(Error::asked("style", format!("has the weight {}; 0 to 1 are possible", style.weight)));
-    }
-    let untouched = request.pictures.start.as_ref().is_some_and(|start| start.strength <= 0.0);
-    if untouched && pictures(request).next().is_some() {
-        let field = field(request);
-        let problem =
-            format!("is 0, which gives the picture back as it is: --{field} would change nothing; hint: up to 1");
-        return Err(Error::asked("strength", problem));
-    }
-    Ok(())
-}
-
-/// Pictures of a request that count: Redux's first, then styles.
-pub(crate) fn pictures(request: &Request) -> impl Iterator<Item = (&Rgb8, f32)> {
-    let redux = request.redux.iter().map(|picture| (picture, 1.0));
-    redux.chain(request.styles.iter().map(|style| (&style.picture, style.weight))).filter(|(_, weight)| *weight > 0.0)
-}
-
-/// The field that asks for the vision tower, for messages.
-pub(crate) fn field(request: &Request) -> &'static str {
-    if request.redux.is_some() { "redux" } else { "style" }
-}
-
-/// What a picture's file says of it: `redux`, `style:0.7`.
-pub(crate) fn told(request: &Request) -> Vec<String> {
-    let styles = request.styles.iter().map(|style| format!("style:{}", style.weight));
-    request.redux.iter().map(|_| "redux".to_owned()).chain(styles).collect()
 }
 
 /// The vision tower and the projector.
@@ -109,13 +70,19 @@ impl StyleEncoder {
         &self.extent
     }
 
-    /// A picture's tokens `[tokens, txt_in_features]`.
-    pub(crate) fn tokens(&self, backend: &Arc<dyn Backend>, picture: &Rgb8) -> Tensor {
+    /// A picture's tokens `[tokens, txt_in_features]`. `observe` runs between layers, and its error (cancellation) ends the work.
+    pub(crate) fn tokens(
+        &self,
+        backend: &Arc<dyn Backend>,
+        picture: &Rgb8,
+        observe: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
         let small = resize(picture, self.side, self.side, Filter::Bicubic);
         // The processor's two steps: to 0 … 1, then to −1 … 1.
         let values = small.as_ref().iter().map(|&byte| (f32::from(byte) / 255.0 - 0.5) / 0.5).collect();
         let side = self.side as usize;
-        self.redux.forward(&self.siglip.forward(&Tensor::from_vec(backend, [side, side, 3], values)))
+        let states = self.siglip.forward(&Tensor::from_vec(backend, [side, side, 3], values), observe)?;
+        Ok(self.redux.forward(&states))
     }
 }
 
@@ -127,23 +94,22 @@ pub(crate) struct Styled {
     pub(crate) weights: Vec<(Range<usize>, f32)>,
 }
 
-/// Sees the pictures of a request, if any count; gives all memory of the vision tower back.
+/// Sees pictures that count, each with its weight; gives all memory of the vision tower back.
 pub(crate) fn encode(
-    request: &Request,
+    pictures: &[(&Rgb8, f32)],
     txt: &Tensor,
     load: impl FnOnce() -> Result<StyleEncoder>,
     watch: &dyn Watch,
 ) -> Result<Option<Styled>> {
-    if pictures(request).next().is_none() {
+    if pictures.is_empty() {
         return Ok(None);
     }
     let encoder = load()?;
     let mut parts = vec![txt.clone()];
     let mut weights = Vec::new();
     let mut end = txt.shape()[0];
-    for (picture, weight) in pictures(request) {
-        watch::check(watch)?;
-        let tokens = encoder.tokens(txt.backend(), picture);
+    for &(picture, weight) in pictures {
+        let tokens = encoder.tokens(txt.backend(), picture, &mut || watch::check(watch))?;
         let start = end;
         end += tokens.shape()[0];
         weights.push((start..end, weight));

@@ -187,8 +187,11 @@ impl Siglip {
         })
     }
 
-    /// `picture [image_size, image_size, 3]` in [−1, 1] → hidden states `[tokens, hidden_size]`.
-    pub fn forward(&self, picture: &Tensor) -> Tensor {
+    /// `picture [image_size, image_size, 3]` in [−1, 1] → hidden states `[tokens, hidden_size]`. `observe` runs after each layer.
+    ///
+    /// # Errors
+    /// Only what `observe` returns: cancellation.
+    pub fn forward(&self, picture: &Tensor, observe: &mut dyn FnMut() -> Result<()>) -> Result<Tensor> {
         let tokens = self.config.tokens();
         let patches = self.patch_embedding.strided(picture, self.config.patch_size, Padding::default());
         let positions: Vec<u32> = (0..tokens as u32).collect();
@@ -196,8 +199,9 @@ impl Siglip {
         let mut x = patches.reshape([tokens, self.config.hidden_size]).add(&positions);
         for layer in &self.layers {
             x = layer.forward(&x, Mask::None);
+            observe()?;
         }
-        self.post_layernorm.forward(&x)
+        Ok(self.post_layernorm.forward(&x))
     }
 }
 

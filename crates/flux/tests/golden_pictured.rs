@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 
 use flux::{
     LoadOptions, Pipeline, Request,
-    conditioning::{Control, Kind, Margins, Pictures, Start, StrengthMapping},
+    conditioning::{Control, Margins, Pictures, Start, StrengthMapping},
     image_file,
-    model::{Defaults, Family, ModelSpec, PartFiles, SearchPaths},
+    model::{Defaults, Family, Kind, ModelSpec, PartFiles, SearchPaths},
     pixels::Rgb8,
 };
 use support::{Golden, distance, folder};

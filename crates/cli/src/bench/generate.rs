@@ -8,7 +8,7 @@ use flux::{Event, Pipeline, Seconds, Watch};
 use serde_json::json;
 
 use super::measure::{duration, level, median, peak_rss};
-use crate::{compute_args::ComputeArgs, generate::parse_size, model_args::ModelArgs, plan::bytes};
+use crate::{compute_args::ComputeArgs, generate::parse_size, model_args::ModelArgs, readable::bytes};
 
 /// Time whole pictures.
 #[derive(ClapArgs)]

@@ -23,7 +23,7 @@ use super::{
     Runs, arrays,
     timed::{Stages, Timed},
 };
-use crate::plan::bytes;
+use crate::readable::bytes;
 
 /// A part that is ready to run on some backend.
 pub(super) type Run = Box<dyn Fn() -> flux::Result<Tensor>>;

@@ -19,7 +19,7 @@ use super::{
     measure::{Run, Subject, measure},
     problem,
 };
-use crate::{Usage, generate::parse_size, lora_args, model_args::shown};
+use crate::{Usage, generate::parse_size, lora_args, readable::shown};
 
 /// Time one evaluation of a transformer.
 #[derive(ClapArgs)]

@@ -18,7 +18,7 @@ use super::{
     measure::{Run, Subject, measure},
     problem,
 };
-use crate::{Usage, model_args::shown};
+use crate::{Usage, readable::shown};
 
 /// Time reading a prompt with T5.
 #[derive(ClapArgs)]

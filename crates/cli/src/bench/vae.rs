@@ -19,7 +19,7 @@ use super::{
     measure::{Run, Subject, measure},
     problem,
 };
-use crate::{Usage, generate::parse_size, model_args::shown};
+use crate::{Usage, generate::parse_size, readable::shown};
 
 /// Time decoding a picture.
 #[derive(ClapArgs)]

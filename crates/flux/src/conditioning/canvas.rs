@@ -39,6 +39,14 @@ pub(crate) struct Sizes {
     pub(crate) factor: u32,
 }
 
+impl Sizes {
+    /// Of a picture of `asked` pixels, rendered in whole tokens of 2×2 latents of `factor` pixels.
+    pub(crate) fn covering(asked: (u32, u32), factor: u32) -> Self {
+        let cover = |side: u32| side.div_ceil(2 * factor) * 2 * factor;
+        Self { asked, rendered: (cover(asked.0), cover(asked.1)), factor }
+    }
+}
+
 /// The start and, where some of it is kept, what is painted anew.
 pub(crate) fn start(start: &Start, sizes: Sizes) -> (Rgb8, Option<Mask>) {
     let (width, height) = sizes.asked;

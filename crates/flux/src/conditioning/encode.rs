@@ -5,16 +5,19 @@ use std::sync::Arc;
 use tensor::{Backend, Tensor};
 
 use super::{
-    Kind, Pictures, StrengthMapping,
+    Pictures, StrengthMapping,
     canvas::{self, Sizes},
 };
 use crate::{
     error::Result,
     latents::Latents,
+    model::Kind,
     noise::{Generator, Noise},
     pixels::Rgb8,
-    plan,
-    vae::{Encoder, VaeConfig, tiling::Tiling},
+    vae::{
+        Encoder, VaeConfig,
+        tiling::{self, Tiling},
+    },
 };
 
 /// A distribution of latents, planar `[channels, height, width]`, not yet in model space.
@@ -93,7 +96,7 @@ impl Seen {
         let factor = config.factor();
         let mut moments = |picture: &Tensor| -> Result<Moments> {
             let [height, width] = [0, 1].map(|axis| picture.shape()[axis]);
-            let tiles = plan::encodes_in_tiles(job.vae_tiling, job.tiled, width, height);
+            let tiles = tiling::encodes_in_tiles(job.vae_tiling, job.tiled, width, height);
             let moments = if tiles {
                 Tiling::of_config(config).moments_watched(encoder, picture, observe)?
             } else {

@@ -15,10 +15,10 @@ use std::str::FromStr;
 use crate::{
     error::{Error, Result},
     image_file::{FromPictures, MAX_INPUT_PIXELS},
-    model::Family,
+    model::{Family, Kind},
     pixels::Rgb8,
-    plan::Given,
-    request::{MAX_SIDE, MAX_STEPS},
+    schedule::MAX_STEPS,
+    sizes::MAX_SIDE,
 };
 use canvas::Sizes;
 pub use canvas::size_like;
@@ -222,31 +222,22 @@ impl Control {
     }
 }
 
-/// What a transformer takes beside noise and text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Nothing: dev, Krea, schnell.
-    Base,
-    /// The latents of a control picture as further channels: Canny, Depth.
-    Control,
-    /// The latents of the picture without what is to be painted, and the mask, as further channels.
-    Fill,
-    /// Reference pictures as further tokens. Its tensors are those of [`Kind::Base`]: only names tell.
-    Kontext,
+/// What of a request's pictures decides about memory and work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Given {
+    /// Bytes of the pictures, which lie in memory all the time.
+    pub bytes: u64,
+    /// Whether a picture of the request's size is encoded.
+    pub encodes: bool,
+    /// The largest reference, pixels: width, height.
+    pub largest_reference: Option<[u32; 2]>,
+    /// Tokens of all references.
+    pub reference_tokens: usize,
 }
 
-impl Kind {
-    /// Told by the channels of `img_in`. `latent` are an autoencoder's channels, `factor` its pixels a latent.
-    pub fn of(family: Family, in_channels: usize, latent: usize, factor: usize) -> Option<Self> {
-        let packed = 4 * latent;
-        match in_channels {
-            n if n == packed && family == Family::Kontext => Some(Self::Kontext),
-            n if n == packed => Some(Self::Base),
-            n if n == 2 * packed => Some(Self::Control),
-            n if n == 2 * packed + 4 * factor * factor => Some(Self::Fill),
-            _ => None,
-        }
-    }
+impl Given {
+    /// No pictures.
+    pub const NONE: Self = Self { bytes: 0, encodes: false, largest_reference: None, reference_tokens: 0 };
 }
 
 impl Pictures {
@@ -278,8 +269,9 @@ impl Pictures {
         Some(if self.references_as_they_are { size_like(first, usual) } else { canvas::preferred(first) })
     }
 
-    /// What of them decides about memory and work. `multiple` are the pixels of a token.
-    pub(crate) fn given(&self, sizes: Sizes, multiple: u32) -> Given {
+    /// What of them decides about memory and work.
+    pub(crate) fn given(&self, sizes: Sizes) -> Given {
+        let multiple = 2 * sizes.factor; // pixels of a token
         if self.is_empty() {
             return Given::NONE;
         }
@@ -419,16 +411,6 @@ mod tests {
         for mapping in [StrengthMapping::Diffusers, StrengthMapping::Comfy] {
             assert_eq!(mapping.to_string().parse::<StrengthMapping>().unwrap(), mapping);
         }
-    }
-
-    #[test]
-    fn channels_tell_the_kind() {
-        let kind = |family, channels| Kind::of(family, channels, 16, 8);
-        assert_eq!(kind(Family::Krea, 64), Some(Kind::Base));
-        assert_eq!(kind(Family::Kontext, 64), Some(Kind::Kontext));
-        assert_eq!(kind(Family::Other, 128), Some(Kind::Control));
-        assert_eq!(kind(Family::Other, 384), Some(Kind::Fill));
-        assert_eq!(kind(Family::Other, 96), None);
     }
 
     #[test]

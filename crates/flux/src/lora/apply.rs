@@ -23,17 +23,15 @@ use crate::{
     error::{Error, Result},
     memory::{Extent, Layout},
     nn::{Linear, Named, Parts},
-    text::{clip::Clip, t5::T5},
-    transformer::Flux,
     weights::Component,
 };
 
 /// A component that LoRAs change.
 pub(crate) struct Model<'a> {
-    component: Component,
-    parts: Parts<'a>,
-    layout: &'a mut Layout,
-    adapted: &'a mut Adapted,
+    pub(crate) component: Component,
+    pub(crate) parts: Parts<'a>,
+    pub(crate) layout: &'a mut Layout,
+    pub(crate) adapted: &'a mut Adapted,
 }
 
 /// What LoRAs have changed in a component.
@@ -45,24 +43,6 @@ pub(crate) struct Adapted {
     vectors: BTreeMap<String, Tensor>,
     /// DoRA's factors by file and layer.
     dora: HashMap<(u64, String), Arc<[f32]>>,
-}
-
-impl<'a> Model<'a> {
-    fn new(component: Component, (parts, layout, adapted): (Parts<'a>, &'a mut Layout, &'a mut Adapted)) -> Self {
-        Self { component, parts, layout, adapted }
-    }
-
-    pub(crate) fn transformer(flux: &'a mut Flux) -> Self {
-        Self::new(Component::Transformer, flux.adaptable())
-    }
-
-    pub(crate) fn clip(clip: &'a mut Clip) -> Self {
-        Self::new(Component::ClipL, clip.adaptable())
-    }
-
-    pub(crate) fn t5(t5: &'a mut T5) -> Self {
-        Self::new(Component::T5, t5.adaptable())
-    }
 }
 
 /// A LoRA's part for one component.

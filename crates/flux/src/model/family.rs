@@ -1,6 +1,6 @@
 //! Which member of the family a model is, and what is usual for it. Weights do not tell Krea from dev, nor Kontext: names do.
 
-use crate::conditioning::Kind;
+use super::Kind;
 
 /// A member of the FLUX.1 family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,9 +8,8 @@ use std::{
 
 use tensor::{Backend, DType, Precision};
 
-use super::{Defaults, Family, Folder, StyleSearch};
+use super::{Defaults, Family, Folder, Kind, StyleSearch};
 use crate::{
-    conditioning::Kind,
     error::{Error, Result},
     schedule::SchedulerConfig,
     text::{

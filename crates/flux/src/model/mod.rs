@@ -11,6 +11,7 @@
 mod family;
 mod files;
 mod folder;
+mod kind;
 mod pocket;
 mod search;
 mod styles;
@@ -19,6 +20,7 @@ pub use family::{Defaults, Family};
 pub(crate) use files::Tokenizer;
 pub use files::{ModelFiles, Part, PartFiles};
 use folder::Folder;
+pub use kind::Kind;
 pub use search::{ModelSpec, SearchPaths};
 pub(crate) use styles::StyleFiles;
 use styles::StyleSearch;

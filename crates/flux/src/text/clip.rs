@@ -7,10 +7,10 @@ use tensor::{Mask, Tensor, Unary, Weight};
 
 use crate::{
     error::{Error, Result},
-    lora::Adapted,
+    lora::{Adapted, Model},
     memory::Layout,
     nn::{EncoderLayer, EncoderLayerConfig, LayerNorm, Parts},
-    weights::Weights,
+    weights::{Component, Weights},
 };
 
 /// Sizes of the tower.
@@ -212,12 +212,12 @@ impl Clip {
     }
 
     /// What adapters can change, and what they have changed.
-    pub(crate) fn adaptable(&mut self) -> (Parts<'_>, &mut Layout, &mut Adapted) {
+    pub(crate) fn adaptable(&mut self) -> Model<'_> {
         let mut parts = Parts::default();
         for (i, layer) in self.layers.iter_mut().enumerate() {
             layer.parts(&format!("text_model.encoder.layers.{i}"), &mut parts);
         }
-        (parts, &mut self.layout, &mut self.adapted)
+        Model { component: Component::ClipL, parts, layout: &mut self.layout, adapted: &mut self.adapted }
     }
 
     /// The sizes.

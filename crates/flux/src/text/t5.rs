@@ -9,10 +9,10 @@ use tensor::{Backend, Mask, Tensor, Unary, Weight};
 
 use crate::{
     error::{Error, Result},
-    lora::Adapted,
+    lora::{Adapted, Model},
     memory::Layout,
     nn::{Linear, Parts},
-    weights::Weights,
+    weights::{Component, Weights},
 };
 
 /// Sizes of the encoder.
@@ -213,13 +213,13 @@ impl T5 {
     }
 
     /// What adapters can change, and what they have changed.
-    pub(crate) fn adaptable(&mut self) -> (Parts<'_>, &mut Layout, &mut Adapted) {
+    pub(crate) fn adaptable(&mut self) -> Model<'_> {
         let mut parts = Parts::default();
         for (i, block) in self.block.iter_mut().enumerate() {
             parts.block = Some(i);
             block.parts(&format!("encoder.block.{i}"), &mut parts);
         }
-        (parts, &mut self.layout, &mut self.adapted)
+        Model { component: Component::T5, parts, layout: &mut self.layout, adapted: &mut self.adapted }
     }
 
     /// Where its weights lie.

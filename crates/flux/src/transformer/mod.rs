@@ -24,7 +24,7 @@ use crate::{
     lora::{self, Adapted, LoraReport, Loras, Model},
     memory::Layout,
     nn::{Linear, Parts},
-    weights::Weights,
+    weights::{Component, Weights},
 };
 
 /// A FLUX.1 transformer.
@@ -135,7 +135,7 @@ impl Flux {
     }
 
     /// What adapters can change, and what they have changed.
-    pub(crate) fn adaptable(&mut self) -> (Parts<'_>, &mut Layout, &mut Adapted) {
+    pub(crate) fn adaptable(&mut self) -> Model<'_> {
         let mut parts = Parts::default();
         parts.linear("img_in", &mut self.img_in);
         parts.linear("txt_in", &mut self.txt_in);
@@ -154,7 +154,7 @@ impl Flux {
             parts.block = Some(depth + i);
             block.parts(&format!("single_blocks.{i}"), &mut parts);
         }
-        (parts, &mut self.layout, &mut self.adapted)
+        Model { component: Component::Transformer, parts, layout: &mut self.layout, adapted: &mut self.adapted }
     }
 
     /// Applies LoRAs with their weights in the place of those before; what they hold for text encoders is left out. For a
@@ -163,7 +163,7 @@ impl Flux {
     /// # Errors
     /// As there; the transformer stays as it was.
     pub fn set_loras(&mut self, loras: &Loras, backend: &Arc<dyn Backend>) -> Result<Vec<LoraReport>> {
-        let applied = lora::apply(&mut [Model::transformer(self)], loras, backend)?;
+        let applied = lora::apply(&mut [self.adaptable()], loras, backend)?;
         self.widen();
         Ok(applied.reports)
     }

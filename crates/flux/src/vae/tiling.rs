@@ -10,6 +10,14 @@ use tensor::Tensor;
 use super::{Decoder, Encoder, VaeConfig};
 use crate::error::Result;
 
+/// Above so many pixels a picture is decoded in tiles unless its request says otherwise: its activations take several gigabytes.
+pub(crate) const TILED_FROM: u64 = 2048 * 1024;
+
+/// Whether the encoder sees a picture of this size in tiles: as asked, or where the plan or its size say so.
+pub(crate) fn encodes_in_tiles(asked: Option<bool>, tiled: bool, width: usize, height: usize) -> bool {
+    asked.unwrap_or(tiled || (width * height) as u64 > TILED_FROM)
+}
+
 /// Sizes of tiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Tiling {
