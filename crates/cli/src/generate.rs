@@ -93,10 +93,10 @@ pub(crate) struct Args {
     /// Where to write; {seed} and {index} are filled in, '-' is standard output [default: darkroom-{seed}.png]
     #[arg(short, long, value_name = "FILE", help_heading = "Output")]
     output: Option<String>,
-    /// png, jpeg or webp [default: by the name of the output, otherwise png]
+    /// png, jpeg, webp, avif or gif [default: by the name of the output, otherwise png]
     #[arg(long, help_heading = "Output")]
     format: Option<Format>,
-    /// Quality of jpeg and webp, 0 to 100
+    /// Quality of jpeg, webp and avif, 0 to 100
     #[arg(long, value_name = "N", default_value_t = 95, value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "Output")]
     quality: u8,
     /// What the picture says of its making: full, minimal (no prompt) or none. The AI-generated mark is always written

@@ -17,7 +17,7 @@ use crate::Usage;
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Pictures")]
 pub(crate) struct ImageArgs {
-    /// Begin from a picture: PNG, JPEG or WebP, turned by its EXIF, over white where transparent. The new one gets its size
+    /// Begin from a picture: PNG, JPEG, WebP or GIF, turned by its EXIF, over white where transparent. The new one gets its size
     /// (at most twice the model's usual pixels) unless a size is asked for
     #[arg(short, long, value_name = "FILE", visible_alias = "init-img")]
     image: Option<PathBuf>,

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, anyhow};
 use clap::Args as ClapArgs;
 use flux::{
-    image_file,
+    image_file::{self, Format},
     lora::Lora,
     model::{Family, ModelSpec, SearchPaths},
     weights::{Checkpoint, Component, Detected, Naming, detect},
@@ -98,9 +98,8 @@ fn is_picture(path: &Path) -> Result<bool> {
     use std::io::Read;
     let mut start = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| anyhow!("'{}': {e}", path.display()))?;
-    file.take(12).read_to_end(&mut start).map_err(|e| anyhow!("'{}': {e}", path.display()))?;
-    let webp = start.starts_with(b"RIFF") && start.ends_with(b"WEBP");
-    Ok(webp || start.starts_with(b"\x89PNG") || start.starts_with(b"\xff\xd8\xff"))
+    file.take(64).read_to_end(&mut start).map_err(|e| anyhow!("'{}': {e}", path.display()))?;
+    Ok(Format::of(&start).is_some())
 }
 
 fn model_folder(path: &Path) -> Result<Report> {

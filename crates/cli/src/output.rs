@@ -71,7 +71,7 @@ pub(crate) fn format(asked: Option<Format>, output: Option<&str>) -> Result<Form
         (Some(format), _) => Ok(format),
         (None, None) => Ok(Format::Png),
         (None, Some(extension)) => extension.parse().map_err(|_| {
-            let formats = "png, jpeg and webp are";
+            let formats = "png, jpeg, webp, avif and gif are";
             Usage(format!("--output: '{extension}' is not a picture format; {formats}; hint: --format"))
         }),
     }

@@ -28,7 +28,7 @@ use crate::{
 /// Make a picture two or four times as large.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// A PNG, JPEG or WebP file
+    /// A PNG, JPEG, WebP or GIF file
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// How many times each side: 2 or 4
@@ -40,10 +40,10 @@ pub(crate) struct Args {
     /// Where to write; '-' is standard output [default: FILE-x4.png, here]
     #[arg(short, long, value_name = "FILE")]
     output: Option<String>,
-    /// png, jpeg or webp [default: by the name of the output, otherwise png]
+    /// png, jpeg, webp, avif or gif [default: by the name of the output, otherwise png]
     #[arg(long)]
     format: Option<Format>,
-    /// Quality of jpeg and webp, 0 to 100
+    /// Quality of jpeg, webp and avif, 0 to 100
     #[arg(long, value_name = "N", default_value_t = 95, value_parser = clap::value_parser!(u8).range(0..=100))]
     quality: u8,
     /// What is carried over of the picture's making: full, minimal (no prompt) or none

@@ -100,7 +100,7 @@ fn what_cannot_be_met_names_the_flag() {
         (&["--outpaint", "1,1,1,1"], &["--outpaint", "--image"]),
         (&["--outpaint", "1,1"], &["--outpaint", "LEFT,TOP"]),
         (&["-i", "none.png"], &["image", "none.png"]),
-        (&["-i", "words.png"], &["image", "words.png", "PNG, JPEG or WebP"]),
+        (&["-i", "words.png"], &["image", "words.png", "PNG, JPEG, WebP or GIF"]),
         (&["-i", &moving], &["image", "moving"]),
         (&["-i", &image, "--mask", "words.png"], &["mask", "words.png"]),
         (&["-i", &image, "--strength", "2"], &["strength", "0 to 1"]),

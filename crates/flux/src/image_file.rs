@@ -1,9 +1,11 @@
-//! A reviewed picture to the bytes of a PNG, JPEG or WebP file, and what is written into them about its making.
+//! A reviewed picture to the bytes of a PNG, JPEG, WebP, AVIF or GIF file, and what is written into them about its making.
 //!
 //! Every file carries the mark that it was made by a model ([`MetadataLevel`] cannot switch it off); how it was made
 //! is written twice, for people and AUTOMATIC1111-compatible tools, and as JSON. [`read`] finds all of it again.
 
+mod avif;
 mod decode;
+mod gif;
 mod metadata;
 mod read;
 
@@ -40,6 +42,10 @@ pub enum Format {
     Jpeg,
     /// Lossy, or lossless at quality 100.
     Webp,
+    /// AV1: lossy, full colour resolution, the smallest and the slowest to write.
+    Avif,
+    /// 256 colours.
+    Gif,
 }
 
 impl Format {
@@ -49,6 +55,25 @@ impl Format {
             Self::Png => "image/png",
             Self::Jpeg => "image/jpeg",
             Self::Webp => "image/webp",
+            Self::Avif => "image/avif",
+            Self::Gif => "image/gif",
+        }
+    }
+
+    /// The format of a file that begins with `start`, of which 64 bytes tell enough.
+    pub fn of(start: &[u8]) -> Option<Self> {
+        let avif = || {
+            // Its brands: the main one, a version, and all that it can be read as.
+            let (brands, _) = avif::brands(start)?.as_chunks::<4>();
+            brands.iter().any(|brand| matches!(brand, b"avif" | b"avis")).then_some(())
+        };
+        match () {
+            () if start.starts_with(b"\x89PNG\r\n\x1a\n") => Some(Self::Png),
+            () if start.starts_with(&[0xFF, 0xD8, 0xFF]) => Some(Self::Jpeg),
+            () if start.starts_with(b"RIFF") && start.get(8..12) == Some(b"WEBP") => Some(Self::Webp),
+            () if start.starts_with(b"GIF87a") || start.starts_with(b"GIF89a") => Some(Self::Gif),
+            () if avif().is_some() => Some(Self::Avif),
+            () => None,
         }
     }
 
@@ -58,6 +83,8 @@ impl Format {
             Self::Png => "png",
             Self::Jpeg => "jpg",
             Self::Webp => "webp",
+            Self::Avif => "avif",
+            Self::Gif => "gif",
         }
     }
 }
@@ -68,6 +95,8 @@ impl fmt::Display for Format {
             Self::Png => "png",
             Self::Jpeg => "jpeg",
             Self::Webp => "webp",
+            Self::Avif => "avif",
+            Self::Gif => "gif",
         })
     }
 }
@@ -84,7 +113,9 @@ impl FromStr for Format {
             "png" => Ok(Self::Png),
             "jpeg" | "jpg" => Ok(Self::Jpeg),
             "webp" => Ok(Self::Webp),
-            _ => Err(Error::asked("format", format!("expected png, jpeg or webp, got '{name}'"))),
+            "avif" => Ok(Self::Avif),
+            "gif" => Ok(Self::Gif),
+            _ => Err(Error::asked("format", format!("expected png, jpeg, webp, avif or gif, got '{name}'"))),
         }
     }
 }
@@ -94,7 +125,7 @@ impl FromStr for Format {
 pub struct Encoding {
     /// The file format.
     pub format: Format,
-    /// 0 to 100; means nothing to PNG, and 100 is lossless in WebP.
+    /// 0 to 100; means nothing to PNG and GIF, and 100 is lossless in WebP.
     pub quality: u8,
     /// How much is told about the picture's making.
     pub metadata: MetadataLevel,
@@ -143,6 +174,8 @@ fn write(
         Format::Png => png(picture, &notes(metadata)),
         Format::Jpeg => jpeg(picture, notes, quality, metadata),
         Format::Webp => webp(picture, &notes(metadata), quality),
+        Format::Avif => avif::encode(picture, &notes(metadata), quality),
+        Format::Gif => gif::encode(picture, &notes(metadata)),
     };
     encoded.map_err(|problem| {
         Error::asked("format", format!("{format} cannot hold {}x{}: {problem}", picture.width(), picture.height()))

@@ -1,12 +1,12 @@
 //! Pictures written and read back: every format at every metadata level, foreign metadata, and damaged files.
 
 use flux::image_file::{
-    Encoding, Format, Found, FromPictures, LoraUsed, MetadataLevel, Provenance, Upscaled, encode, read,
+    Encoding, Format, Found, FromPictures, LoraUsed, MetadataLevel, Provenance, Upscaled, decode, encode, read,
 };
 use flux::pixels::Rgb8;
 use flux::safety::{Reviewed, Safety};
 
-const FORMATS: [Format; 3] = [Format::Png, Format::Jpeg, Format::Webp];
+const FORMATS: [Format; 5] = [Format::Png, Format::Jpeg, Format::Webp, Format::Avif, Format::Gif];
 const LEVELS: [MetadataLevel; 3] = [MetadataLevel::Full, MetadataLevel::Minimal, MetadataLevel::None];
 
 fn picture(width: u32, height: u32) -> Reviewed<Rgb8> {
@@ -100,10 +100,63 @@ fn pixels_survive() {
     let size = |format, quality| {
         encode(&picture, &provenance(""), Encoding { format, quality, ..Encoding::default() }).expect("small").len()
     };
-    for format in [Format::Jpeg, Format::Webp] {
+    for format in [Format::Jpeg, Format::Webp, Format::Avif] {
         assert!(size(format, 10) < size(format, 90), "quality means something to {format}");
     }
-    assert_eq!(size(Format::Jpeg, 0), size(Format::Jpeg, 1));
+    for format in [Format::Jpeg, Format::Avif] {
+        assert_eq!(size(format, 0), size(format, 1));
+    }
+}
+
+/// Colours from dark red to light green, of which there are more than a GIF has.
+fn gradient(width: u32, height: u32) -> Rgb8 {
+    let shade = |x: u32, of: u32| (x * 255 / (of - 1)) as u8;
+    let pixels = (0..width * height).flat_map(|i| [shade(i % width, width), shade(i / width, height), 90]).collect();
+    Rgb8::new(width, height, pixels)
+}
+
+#[test]
+fn a_gif_has_the_colours_or_near_ones() {
+    let gif = Encoding { format: Format::Gif, ..Encoding::default() };
+    let seen = |picture: &Rgb8| {
+        let reviewed = Safety::off().review(picture.clone()).expect("nothing is refused");
+        let bytes = encode(&reviewed, &provenance("a cat"), gif).expect("a small picture");
+        decode(&bytes).expect("our own file").picture
+    };
+    // 256 colours stay as they are; the least picture has one.
+    for exact in [gradient(16, 16), Rgb8::new(1, 1, vec![1, 2, 3]), Rgb8::new(3, 1, vec![7; 9])] {
+        assert_eq!(seen(&exact), exact);
+    }
+    let many = gradient(64, 48);
+    let near = seen(&many);
+    // Over 8×8 pixels spread errors cancel each other, but for what crosses the border. At the picture's own border, beyond
+    // which no colour of the 256 lies, they cannot.
+    for (x, y) in (1..7).flat_map(|x| (1..5).map(move |y| (8 * x, 8 * y))) {
+        for channel in 0..3 {
+            let mean = |of: &Rgb8| {
+                let sum = (0..64).map(|i| u32::from(of.pixel(x + i % 8, y + i / 8)[channel])).sum::<u32>();
+                f64::from(sum) / 64.0
+            };
+            let (is, was) = (mean(&near), mean(&many));
+            assert!((is - was).abs() < 3.0, "channel {channel} at {x}, {y}: {is} for {was}");
+        }
+    }
+}
+
+#[test]
+fn avif_and_gif_as_other_programs_write_them() {
+    let pillows = |name: &str| {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/pictures/");
+        std::fs::read(format!("{folder}{name}")).expect("a golden")
+    };
+    let avif = pillows("described.avif");
+    let found = read(&avif).expect("an AVIF");
+    assert_eq!((found.format, found.width, found.height), (Format::Avif, 26, 19));
+    assert!(found.ai_generated);
+    assert_eq!(found.parameters.as_deref(), Some("Steps: 3"));
+    assert!(decode(&avif).expect_err("no decoder").starts_with("is an AVIF file; PNG, JPEG, WebP and GIF are read"));
+    let found = read(&pillows("interlaced.gif")).expect("a GIF");
+    assert_eq!((found.other, found.parameters, found.ai_generated), (vec!["comment".to_owned()], None, false));
 }
 
 #[test]
@@ -112,7 +165,7 @@ fn a_prompt_too_long_for_a_jpeg_is_left_out() {
     let found = read(&written(&long, Format::Jpeg, MetadataLevel::Full)).expect("our own file");
     assert!(found.ai_generated);
     assert_eq!(found.provenance, Some(Provenance { prompt: None, negative_prompt: None, ..long.clone() }));
-    for format in [Format::Png, Format::Webp] {
+    for format in [Format::Png, Format::Webp, Format::Avif, Format::Gif] {
         let found = read(&written(&long, format, MetadataLevel::Full)).expect("our own file");
         assert_eq!(found.provenance.as_ref(), Some(&long));
     }
@@ -120,13 +173,14 @@ fn a_prompt_too_long_for_a_jpeg_is_left_out() {
 
 #[test]
 fn formats_have_names_and_limits() {
-    for (name, format) in [("PNG", Format::Png), ("jpg", Format::Jpeg), ("jpeg", Format::Jpeg), ("webp", Format::Webp)]
-    {
-        assert_eq!(name.parse::<Format>().expect(name), format);
+    let names = FORMATS.map(|format| (format.to_string(), format));
+    let others = [("PNG".to_owned(), Format::Png), ("jpg".to_owned(), Format::Jpeg)];
+    for (name, format) in names.into_iter().chain(others) {
+        assert_eq!(name.parse::<Format>().expect("a name"), format);
         assert_eq!(format.extension().parse::<Format>().expect("an extension"), format);
         assert_eq!(format.mime().strip_prefix("image/").expect("a type").parse::<Format>().expect("a name"), format);
     }
-    assert!("gif".parse::<Format>().is_err());
+    assert!("bmp".parse::<Format>().is_err());
 
     let wide = picture(16_384, 1);
     let webp = Encoding { format: Format::Webp, ..Encoding::default() };

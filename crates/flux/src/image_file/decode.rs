@@ -1,4 +1,4 @@
-//! Pictures that people give: PNG, JPEG and WebP files to pixels.
+//! Pictures that people give: PNG, JPEG, WebP and GIF files to pixels.
 //!
 //! Turned upright by their EXIF orientation; 16 bits rounded to 8; grey, palettes and CMYK made red, green and blue; alpha
 //! apart, and the colours laid over white. Colour profiles are not applied. Moving pictures are refused: which frame is
@@ -7,6 +7,7 @@
 
 use std::{
     io::{Cursor, Read},
+    num::NonZeroU64,
     path::Path,
 };
 
@@ -45,7 +46,7 @@ impl Decoded {
 /// Reads a picture file for a field of a request: `image`, `mask`, `control` …
 ///
 /// # Errors
-/// [`Error::Asked`] naming the field and the file: it cannot be read, is no PNG, JPEG or WebP picture, is damaged, moves, or
+/// [`Error::Asked`] naming the field and the file: it cannot be read, is no PNG, JPEG, WebP or GIF picture, is damaged, moves, or
 /// is larger than [`MAX_FILE`] or [`MAX_INPUT_PIXELS`].
 pub fn open(field: &'static str, path: &Path) -> Result<Decoded> {
     let wrong = |problem: String| Error::asked(field, format!("'{}' {problem}", path.display()));
@@ -70,7 +71,7 @@ pub fn contents(path: &Path) -> std::result::Result<Vec<u8>, String> {
 /// A picture file's pixels.
 ///
 /// # Errors
-/// A sentence without its subject: `is a GIF file; …`.
+/// A sentence without its subject: `is a TIFF file; …`.
 pub fn decode(bytes: &[u8]) -> std::result::Result<Decoded, String> {
     let found = read(bytes).map_err(|_| unknown(bytes))?;
     let pixels = u64::from(found.width) * u64::from(found.height);
@@ -85,6 +86,8 @@ pub fn decode(bytes: &[u8]) -> std::result::Result<Decoded, String> {
         Format::Png => png(bytes)?,
         Format::Jpeg => jpeg(bytes)?,
         Format::Webp => webp(bytes)?,
+        Format::Gif => gif(bytes)?,
+        Format::Avif => return Err(other("an AVIF")),
     };
     Ok(plane.upright(read::orientation(bytes)).finish())
 }
@@ -94,17 +97,22 @@ fn unknown(bytes: &[u8]) -> String {
     let at = |from: usize, what: &[u8]| bytes.get(from..).is_some_and(|rest| rest.starts_with(what));
     let kind = match () {
         () if bytes.is_empty() => return "is empty".into(),
-        () if at(0, b"GIF8") => "a GIF",
         () if at(0, b"BM") => "a BMP",
         () if at(0, b"II*\0") || at(0, b"MM\0*") => "a TIFF",
-        () if at(4, b"ftypavif") || at(4, b"ftypavis") => "an AVIF",
+        () if Format::of(bytes) == Some(Format::Avif) => "an AVIF",
         () if at(4, b"ftyphei") || at(4, b"ftypmif1") || at(4, b"ftyphevc") => "a HEIC",
         () if at(0, b"\xFF\x0A") || at(4, b"JXL ") => "a JPEG XL",
         () if at(0, b"8BPS") => "a Photoshop",
-        () if at(0, b"\x89PNG") || at(0, b"\xFF\xD8") || at(8, b"WEBP") => return "ends before its picture".into(),
-        () => return "is no PNG, JPEG or WebP file".into(),
+        () if at(0, b"\x89PNG") || at(0, b"\xFF\xD8") || at(8, b"WEBP") || at(0, b"GIF8") => {
+            return "ends before its picture".into();
+        }
+        () => return "is no PNG, JPEG, WebP or GIF file".into(),
     };
-    format!("is {kind} file; PNG, JPEG and WebP are read; hint: convert it")
+    other(kind)
+}
+
+fn other(kind: &str) -> String {
+    format!("is {kind} file; PNG, JPEG, WebP and GIF are read; hint: convert it")
 }
 
 /// Interleaved samples.
@@ -180,6 +188,30 @@ fn webp(bytes: &[u8]) -> std::result::Result<Samples, String> {
         channels,
         values: picture.to_vec(),
     })
+}
+
+/// The one frame, where it stands on the screen; elsewhere it is transparent.
+fn gif(bytes: &[u8]) -> std::result::Result<Samples, String> {
+    let damaged = |e: gif::DecodingError| format!("is damaged: {e}");
+    let mut options = gif::DecodeOptions::new();
+    options.set_color_output(gif::ColorOutput::RGBA);
+    options.set_memory_limit(gif::MemoryLimit::Bytes(NonZeroU64::new(8 * MAX_INPUT_PIXELS).unwrap_or(NonZeroU64::MIN)));
+    let mut decoder = options.read_info(Cursor::new(bytes)).map_err(damaged)?;
+    let [width, height] = [decoder.width(), decoder.height()].map(usize::from);
+    let frame = decoder.read_next_frame().map_err(damaged)?.ok_or("is damaged: it has no picture")?;
+    let [left, top, across] = [frame.left, frame.top, frame.width].map(usize::from);
+    let mut values = vec![0; 4 * width * height];
+    for (y, row) in frame.buffer.chunks_exact(4 * across.max(1)).enumerate().take(height.saturating_sub(top)) {
+        let shown = 4 * across.min(width.saturating_sub(left));
+        let start = 4 * ((top + y) * width + left);
+        if shown > 0 {
+            values[start..start + shown].copy_from_slice(&row[..shown]);
+        }
+    }
+    match decoder.next_frame_info() {
+        Ok(Some(_)) => Err(MOVES.into()),
+        _ => Ok(Samples { width, height, channels: 4, values }),
+    }
 }
 
 impl Samples {

@@ -6,7 +6,7 @@
 use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit;
 
 use super::metadata::{EXIF_DIRECTORY, USER_COMMENT};
-use super::{Format, JPEG_EXIF, JPEG_XMP, PARAMETERS_KEY, PROVENANCE_KEY, Provenance, XMP_KEY};
+use super::{Format, JPEG_EXIF, JPEG_XMP, PARAMETERS_KEY, PROVENANCE_KEY, Provenance, XMP_KEY, avif, gif};
 use crate::error::{Error, Result};
 
 /// The main directory's tag of how the picture is turned.
@@ -54,18 +54,10 @@ impl Found {
 /// [`Error::Asked`] about `picture`: it is none of the formats, or ends before its size.
 pub fn read(bytes: &[u8]) -> Result<Found> {
     let mut reader = Reader { budget: bytes.len().saturating_mul(4), ..Reader::default() };
-    let format = if let Some(chunks) = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n") {
-        reader.png(chunks);
-        Format::Png
-    } else if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-        reader.jpeg(&bytes[2..]);
-        Format::Jpeg
-    } else if bytes.starts_with(b"RIFF") && bytes.get(8..12) == Some(b"WEBP") {
-        reader.webp(&bytes[12..]);
-        Format::Webp
-    } else {
-        return Err(Error::asked("picture", "expected a PNG, JPEG or WebP file"));
+    let Some(format) = Format::of(bytes) else {
+        return Err(Error::asked("picture", "expected a PNG, JPEG, WebP, AVIF or GIF file"));
     };
+    reader.file(format, bytes);
     let (width, height) =
         reader.size.ok_or_else(|| Error::asked("picture", "the file ends before the picture's size"))?;
     let Reader { parameters, provenance, ai_generated, other, comfy: [comfy_prompt, comfy_editor], .. } = reader;
@@ -75,12 +67,8 @@ pub fn read(bytes: &[u8]) -> Result<Found> {
 /// How a picture file is turned, as EXIF has it: 1 (upright, also where nothing is said) to 8.
 pub(super) fn orientation(bytes: &[u8]) -> u8 {
     let mut reader = Reader::default();
-    if let Some(chunks) = bytes.strip_prefix(b"\x89PNG\r\n\x1a\n") {
-        reader.png(chunks);
-    } else if bytes.starts_with(&[0xFF, 0xD8, 0xFF]) {
-        reader.jpeg(&bytes[2..]);
-    } else if bytes.starts_with(b"RIFF") {
-        reader.webp(bytes.get(12..).unwrap_or_default());
+    if let Some(format) = Format::of(bytes) {
+        reader.file(format, bytes);
     }
     reader.orientation.filter(|turn| (1..=8).contains(turn)).unwrap_or(1) as u8
 }
@@ -100,6 +88,16 @@ struct Reader {
 }
 
 impl Reader {
+    fn file(&mut self, format: Format, bytes: &[u8]) {
+        match format {
+            Format::Png => self.png(bytes.get(8..).unwrap_or_default()),
+            Format::Jpeg => self.jpeg(bytes.get(2..).unwrap_or_default()),
+            Format::Webp => self.webp(bytes.get(12..).unwrap_or_default()),
+            Format::Avif => self.avif(bytes).unwrap_or_default(),
+            Format::Gif => self.gif(bytes).unwrap_or_default(),
+        }
+    }
+
     fn png(&mut self, mut rest: &[u8]) {
         while let (Some(length), Some(name)) = (be32(rest, 0), rest.get(4..8)) {
             let Some(data) = rest.get(8..).and_then(|data| data.get(..length as usize)) else { return };
@@ -195,6 +193,67 @@ impl Reader {
                 _ => {}
             }
             rest = rest.get(8..).and_then(|rest| rest.get(length.saturating_add(length % 2)..)).unwrap_or_default();
+        }
+    }
+
+    /// Items of the picture's description; which they are stands in one list, where they are in another.
+    fn avif(&mut self, bytes: &[u8]) -> Option<()> {
+        let meta = avif::find(bytes, *b"meta")?.get(4..)?;
+        let properties = avif::find(meta, *b"iprp").and_then(|iprp| avif::find(iprp, *b"ipco")).unwrap_or_default();
+        // A picture of tiles, or one with a thumbnail, has several sizes: the whole is the largest.
+        let sizes = avif::boxes(properties).filter(|(name, _)| name == b"ispe");
+        let sizes = sizes.filter_map(|(_, size)| be32(size, 4).zip(be32(size, 8)));
+        self.size = sizes.max_by_key(|(width, height)| u64::from(*width) * u64::from(*height));
+
+        let infos = avif::find(meta, *b"iinf")?;
+        let infos = infos.get(if infos.first() == Some(&0) { 6 } else { 8 }..)?;
+        let places = avif::find(meta, *b"iloc")?;
+        for (_, info) in avif::boxes(infos).filter(|(name, info)| name == b"infe" && info.first() == Some(&2)) {
+            let (Some(id), Some(kind)) = (be16(info, 4), info.get(8..12)) else { continue };
+            let behind_name = || split_at_zero(info.get(12..)?).map(|(_, behind)| behind);
+            let xmp = kind == b"mime" && behind_name().is_some_and(|content| content.starts_with(avif::XMP_TYPE));
+            if !xmp && kind != b"Exif" {
+                continue;
+            }
+            let Some(data) = avif::place(places, id).and_then(|(at, length)| bytes.get(at..at.checked_add(length)?))
+            else {
+                continue;
+            };
+            if xmp {
+                self.xmp(&String::from_utf8_lossy(data));
+            } else if let Some(tiff) = be32(data, 0).and_then(|at| data.get((at as usize).checked_add(4)?..)) {
+                self.exif(tiff);
+            }
+        }
+        Some(())
+    }
+
+    fn gif(&mut self, bytes: &[u8]) -> Option<()> {
+        self.size = le16(bytes, 6).zip(le16(bytes, 8)).map(|(width, height)| (width.into(), height.into()));
+        let colours = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 * (2 << (flags & 7)) };
+        let mut rest = bytes.get(13 + colours(*bytes.get(10)?)..)?;
+        loop {
+            rest = match rest {
+                [0x21, 0xFF, 11, behind @ ..] if behind.starts_with(gif::XMP_EXTENSION) => {
+                    let packet = &behind[11..];
+                    let end = packet.windows(3).position(|three| three == [1, 0xFF, 0xFE]).unwrap_or(packet.len());
+                    self.xmp(&String::from_utf8_lossy(&packet[..end]));
+                    gif_blocks(packet)?.1
+                }
+                [0x21, 0xFE, behind @ ..] => {
+                    let (text, behind) = gif_blocks(behind)?;
+                    let text = String::from_utf8_lossy(&text).into_owned();
+                    if text.contains("Steps: ") {
+                        self.parameters = self.parameters.take().or(Some(text));
+                    } else {
+                        self.note("comment");
+                    }
+                    behind
+                }
+                [0x21, _, behind @ ..] => gif_blocks(behind)?.1,
+                [0x2C, behind @ ..] => gif_blocks(behind.get(10 + colours(*behind.get(8)?)..)?)?.1,
+                _ => return None,
+            };
         }
     }
 
@@ -295,6 +354,20 @@ fn comment(data: &[u8], big_endian: bool) -> Option<String> {
         .iter()
         .map(|unit| if big_endian { u16::from_be_bytes(*unit) } else { u16::from_le_bytes(*unit) });
     Some(char::decode_utf16(units).map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
+}
+
+/// A row of blocks, each behind its length, up to an empty one; and what is behind them.
+fn gif_blocks(mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let mut data = Vec::new();
+    loop {
+        let (length, behind) = rest.split_first()?;
+        let (block, behind) = behind.split_at_checked(usize::from(*length))?;
+        if block.is_empty() {
+            return Some((data, behind));
+        }
+        data.extend(block);
+        rest = behind;
+    }
 }
 
 fn latin1(bytes: &[u8]) -> String {
