@@ -7,6 +7,7 @@
 
 pub mod ask;
 pub mod blobs;
+pub mod dialect;
 pub mod error;
 pub mod fields;
 pub mod job;

@@ -1,0 +1,324 @@
+//! darkroom's own dialect, `/api/v1`: jobs, their events, models. The library's names, everything the library can. Pure.
+
+use flux::sizes::Wish;
+use serde_json::{Map, Value, json};
+
+use super::{Retry, openai};
+use crate::{
+    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    error::{Fault, Rule},
+    fields::{Field, Kind, Treatment, Values, field, read},
+    job::{JobView, Millis, Moment, Priority, Webhook},
+};
+
+/// Seconds that results are kept unless the body says otherwise.
+const KEEP: u64 = 24 * 3600;
+
+/// What `POST /api/v1/jobs` takes.
+pub const FIELDS: [Field; 30] = [
+    field("model", Kind::Text(200), "Which model of the server; its first if none is named."),
+    field("prompt", Kind::Text(100_000), "What to draw. May be left out for a variation of `image`.").default("\"\""),
+    field("negative_prompt", Kind::Text(100_000), "What not to draw; counts where `true_cfg` is above 1."),
+    field("size", Kind::Text(40), "Pixels as 1024x768, or a shape as 16:9."),
+    field("width", Kind::Integer(1, 14_142), "Pixels; with `height`, in the place of `size`."),
+    field("height", Kind::Integer(1, 14_142), "Pixels."),
+    field("aspect", Kind::Text(40), "The shape; the nearest of the gateway's is taken."),
+    field("resolution", Kind::Text(40), "0.5K, 1K, 1.5K, 2K."),
+    field("steps", Kind::Integer(1, 200), "Steps from noise to picture.").default("28"),
+    field("guidance", Kind::Number(0.0, 100.0), "The distilled guidance scale, an input of the model.").default("4.5"),
+    field("true_cfg", Kind::Number(1.0, 100.0), "Classifier-free guidance; off at 1, otherwise twice the time.")
+        .default("1"),
+    field("seed", Kind::Any, "Of the first picture, 0 to 2^64-1; without it, or below 0, one is chosen."),
+    field("pictures", Kind::Integer(1, 64), "How many; seeds count up.").default("1"),
+    field("image", Kind::Picture, "A picture to begin from: an address or a data URI."),
+    field(
+        "strength",
+        Kind::Number(0.0, 1.0),
+        "How much of it is made anew. Without a prompt and without this, a variation.",
+    ),
+    field("mask", Kind::Picture, "White (or transparent) is made anew."),
+    field(
+        "sampler",
+        Kind::Choice(&["euler", "heun", "dpmpp_2m", "euler_ancestral", "lcm"]),
+        "How the velocity is followed.",
+    )
+    .default("\"euler\""),
+    field(
+        "schedule",
+        Kind::Choice(&["reference", "simple", "normal", "beta", "sgm_uniform", "karras"]),
+        "Whose noise schedule.",
+    )
+    .default("\"reference\""),
+    field("acceleration", Kind::Choice(&["none", "regular", "high"]), "Velocities that are reused.")
+        .default("\"none\""),
+    field("loras", Kind::Any, "`[{\"name\": FILE, \"weight\": 1}]`, from the operator's folder."),
+    field("format", Kind::Choice(&["png", "jpeg", "jpg", "webp", "gif", "avif"]), "The file format.")
+        .default("\"png\""),
+    field("quality", Kind::Integer(0, 100), "Of JPEG, WebP and AVIF.").default("90"),
+    field("safety", Kind::Flag, "Whether pictures are looked at, if the operator leaves the choice.").default("true"),
+    field("previews", Kind::Integer(0, 20), "Pictures of progress in the events.").default("0"),
+    field("priority", Kind::Choice(&["normal", "low"]), "What goes first.").default("\"normal\""),
+    field("start_within", Kind::Number(0.0, 1e7), "Seconds; a job that has not begun by then fails."),
+    field("finish_within", Kind::Number(0.0, 1e7), "Seconds; a job that has not ended by then is cancelled."),
+    field("keep", Kind::Integer(60, 31_536_000), "Seconds that results are kept."),
+    field("webhook", Kind::Text(2000), "An address that is told when the job has ended."),
+    field("wait", Kind::Flag, "Answer when the job has ended, and cancel it if the caller goes away.")
+        .default("false")
+        .treated(Treatment::Passthrough),
+];
+
+/// A body that was understood.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// What to make.
+    pub ask: Ask,
+    /// What goes first.
+    pub priority: Priority,
+    /// When it has to have begun.
+    pub start_by: Option<Millis>,
+    /// When it has to have ended.
+    pub finish_by: Option<Millis>,
+    /// Who is told.
+    pub webhook: Option<Webhook>,
+    /// Answer at the end.
+    pub wait: bool,
+}
+
+/// Reads a body at the time `now`.
+///
+/// # Errors
+/// [`Fault::Invalid`], [`Fault::UnknownModel`].
+pub fn ask(
+    body: &Map<String, Value>,
+    model: &dyn Fn(Option<&str>) -> Result<String, Fault>,
+    seed: u64,
+    now: Millis,
+) -> Result<Asked, Fault> {
+    let values = read(&FIELDS, body)?;
+    let model = model(values.text("model").filter(|name| !name.is_empty()))?;
+    let url = |name: &str| values.text(name).map(|url| Source::Url { url: url.into(), field: name.into() });
+    let prompt = values.text("prompt").unwrap_or_default().to_owned();
+    let given = url("image");
+    let mask = url("mask");
+    let strength = values.number("strength").map(|strength| strength as f32);
+    let mode = match (&given, &mask) {
+        (None, None) if prompt.trim().is_empty() => {
+            return Err(Fault::invalid("prompt", Rule::Missing, "is required where no image is given"));
+        }
+        (None, None) => Mode::Text,
+        (None, Some(_)) => return Err(Fault::invalid("image", Rule::Missing, "is required beside a mask")),
+        (Some(_), Some(_)) => Mode::Inpaint { strength: strength.unwrap_or(1.0) },
+        (Some(_), None) => match strength {
+            None if prompt.trim().is_empty() => Mode::Redux,
+            _ => Mode::Image { strength: strength.unwrap_or(0.6) },
+        },
+    };
+    let after = |name: &str| values.number(name).map(|seconds| now.saturating_add((seconds * 1e3) as Millis));
+    let named = |name: &'static str, error: &flux::Error| Fault::invalid(name, Rule::Other, error.to_string());
+    let text = |name: &str| values.text(name).unwrap_or_default();
+    Ok(Asked {
+        priority: if text("priority") == "low" { Priority::Low } else { Priority::Normal },
+        start_by: after("start_within"),
+        finish_by: after("finish_within"),
+        webhook: values.text("webhook").map(|url| Webhook { url: url.to_owned(), moments: vec![Moment::Completed] }),
+        wait: values.flag("wait").unwrap_or_default(),
+        ask: Ask {
+            model,
+            mode,
+            negative_prompt: values.text("negative_prompt").map(str::to_owned),
+            size: size(&values, mode)?,
+            prompt,
+            steps: values.integer("steps").unwrap_or(28),
+            guidance: values.number("guidance").unwrap_or(4.5) as f32,
+            true_cfg: values.number("true_cfg").unwrap_or(1.0) as f32,
+            seed: openai::given_seed(&values)?.unwrap_or(seed),
+            pictures: values.integer("pictures").unwrap_or(1),
+            given: given.into_iter().collect(),
+            mask,
+            format: text("format").parse().map_err(|error| named("format", &error))?,
+            quality: values.integer("quality").unwrap_or(90),
+            acceleration: match text("acceleration") {
+                "regular" => Acceleration::Regular,
+                "high" => Acceleration::High,
+                _ => Acceleration::None,
+            },
+            safety: values.flag("safety").unwrap_or(true),
+            on_flagged: OnFlagged::Drop,
+            previews: Previews { count: values.integer("previews").unwrap_or_default(), full_size: false },
+            sampler: text("sampler").parse().map_err(|error| named("sampler", &error))?,
+            schedule: text("schedule").parse().map_err(|error| named("schedule", &error))?,
+            loras: loras(values.get("loras"))?,
+            keep_seconds: values.integer("keep").unwrap_or(KEEP),
+        },
+    })
+}
+
+fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
+    let pair = (values.integer("width"), values.integer("height"));
+    let asked = ["size", "aspect", "resolution"].iter().any(|name| values.text(name).is_some());
+    let wrong = |field: &'static str| {
+        move |error: flux::Error| {
+            let message = error.to_string();
+            Fault::invalid(field, Rule::Other, message.split_once(": ").map_or(&*message, |(_, problem)| problem))
+        }
+    };
+    match pair {
+        (Some(width), Some(height)) => return openai::exact("width", width, height),
+        (Some(_), None) => return Err(Fault::invalid("height", Rule::Missing, "is required beside width")),
+        (None, Some(_)) => return Err(Fault::invalid("width", Rule::Missing, "is required beside height")),
+        (None, None) if !asked && mode != Mode::Text => return Ok(OutputSize::Follow { most: 2048, multiple: 1 }),
+        (None, None) => {}
+    }
+    let wish = Wish {
+        size: values.text("size"),
+        aspect: values.text("aspect").map(str::parse).transpose().map_err(wrong("aspect"))?,
+        resolution: values.text("resolution").map(str::parse).transpose().map_err(wrong("resolution"))?,
+    };
+    let size = wish.size().map_err(wrong("size"))?;
+    let times = size.upscale.unwrap_or(1);
+    openai::exact("resolution", size.width * times, size.height * times)
+}
+
+fn loras(given: Option<&Value>) -> Result<Vec<(String, f32)>, Fault> {
+    let wrong = || Fault::invalid("loras", Rule::Other, "has to be a list of {\"name\": …, \"weight\": …}");
+    let Some(given) = given else { return Ok(Vec::new()) };
+    let one = |lora: &Value| {
+        let name = lora.as_str().or_else(|| lora["name"].as_str()).ok_or_else(wrong)?;
+        let weight = if lora["weight"].is_null() { Some(1.0) } else { lora["weight"].as_f64() };
+        Ok((name.to_owned(), weight.ok_or_else(wrong)? as f32))
+    };
+    given.as_array().ok_or_else(wrong)?.iter().map(one).collect()
+}
+
+/// A job as this dialect shows it. `url` gives a blob's address, `base` is where the server is.
+pub fn job(job: &JobView, base: &str, url: &dyn Fn(&crate::job::Made) -> String) -> Value {
+    let here = format!("{base}/api/v1/jobs/{}", job.id);
+    let pictures: Vec<Value> = job
+        .made()
+        .iter()
+        .map(|made| {
+            json!({"url": url(made), "content_type": made.mime, "width": made.width, "height": made.height,
+                "bytes": made.bytes, "seed": made.seed, "flagged": made.flagged})
+        })
+        .collect();
+    let ask = job.ask.as_deref();
+    json!({
+        "id": job.id, "state": job.state, "endpoint": job.endpoint, "model": ask.map(|ask| &ask.model),
+        "seed": ask.map(|ask| ask.seed), "position": job.position, "progress": job.progress,
+        "accepted": time(job.accepted), "started": job.started.map(time), "finished": job.finished.map(time),
+        "seconds": match job.outcome.as_deref() {
+            Some(crate::job::Outcome::Succeeded { seconds, .. }) => json!(seconds),
+            _ => Value::Null,
+        },
+        "pictures": pictures,
+        "error": job.fault().map(fault_body),
+        "logs": job.logs.iter().map(|line| json!({"at": time(line.at), "message": line.message})).collect::<Vec<_>>(),
+        "urls": {"self": here, "events": format!("{here}/events"), "cancel": format!("{here}/cancel")},
+    })
+}
+
+/// RFC 3339 with milliseconds, UTC.
+pub fn time(millis: Millis) -> String {
+    chrono::DateTime::from_timestamp_millis(millis)
+        .unwrap_or_default()
+        .to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+fn fault_body(fault: &Fault) -> Value {
+    let code = match fault {
+        Fault::Invalid(_) => "invalid",
+        Fault::Picture { .. } => "picture",
+        Fault::NotFound(_) => "not_found",
+        Fault::UnknownModel(_) => "unknown_model",
+        Fault::Unauthenticated => "unauthenticated",
+        Fault::Forbidden(_) => "forbidden",
+        Fault::TooLarge(_) => "too_large",
+        Fault::Full { .. } => "full",
+        Fault::Flagged { .. } => "flagged",
+        Fault::TimedOut(_) => "timed_out",
+        Fault::Cancelled => "cancelled",
+        Fault::Failed(_) => "failed",
+        Fault::Unavailable(_) => "unavailable",
+    };
+    let mut body = json!({"code": code, "message": fault.to_string()});
+    match fault {
+        Fault::Invalid(problems) => {
+            body["fields"] =
+                problems.iter().map(|problem| json!({"field": problem.field, "message": problem.message})).collect();
+        }
+        Fault::Flagged { stage, categories, .. } => {
+            body["stage"] = json!(stage);
+            body["categories"] = json!(categories);
+        }
+        _ => {}
+    }
+    body
+}
+
+/// An error: status, headers and body.
+pub fn error(fault: &Fault) -> (u16, Retry, Value) {
+    let (status, after) = match fault {
+        Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => (422, None),
+        Fault::UnknownModel(_) | Fault::NotFound(_) => (404, None),
+        Fault::Unauthenticated => (401, None),
+        Fault::Forbidden(_) => (403, None),
+        Fault::TooLarge(_) => (413, None),
+        Fault::Full { retry_after, .. } => (429, Some(*retry_after)),
+        Fault::TimedOut(_) => (504, None),
+        Fault::Cancelled => (499, None),
+        Fault::Failed(_) => (500, None),
+        Fault::Unavailable(_) => (503, Some(5)),
+    };
+    (status, Retry { after, never: false }, json!({"error": fault_body(fault)}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::bad_defaults;
+
+    fn asked(body: &Value) -> Result<Asked, Fault> {
+        ask(body.as_object().unwrap(), &|_| Ok("pocket".into()), 5, 1_000)
+    }
+
+    #[test]
+    fn every_default_is_one() {
+        assert!(bad_defaults(&FIELDS).is_empty());
+        let Asked { ask, priority, wait, .. } = asked(&json!({"prompt": "x"})).unwrap();
+        assert_eq!((ask.mode, ask.size), (Mode::Text, OutputSize::Exact { width: 1024, height: 1024 }));
+        assert_eq!((priority, wait, ask.steps, ask.quality), (Priority::Normal, false, 28, 90));
+    }
+
+    #[test]
+    fn what_is_given_says_what_is_meant() {
+        let mode = |body: Value| asked(&body).map(|asked| asked.ask.mode);
+        assert_eq!(mode(json!({"image": "data:,"})), Ok(Mode::Redux));
+        assert_eq!(mode(json!({"image": "data:,", "strength": 0.3})), Ok(Mode::Image { strength: 0.3 }));
+        assert_eq!(mode(json!({"image": "data:,", "prompt": "x"})), Ok(Mode::Image { strength: 0.6 }));
+        assert_eq!(
+            mode(json!({"image": "data:,", "mask": "data:,", "prompt": "x"})),
+            Ok(Mode::Inpaint { strength: 1.0 })
+        );
+        assert!(mode(json!({"mask": "data:,", "prompt": "x"})).is_err());
+        assert!(mode(json!({})).is_err());
+    }
+
+    #[test]
+    fn deadlines_count_from_now_and_loras_are_named() {
+        let body = json!({"prompt": "x", "start_within": 1.5, "loras": ["a", {"name": "b", "weight": 0.5}], "priority": "low"});
+        let asked = asked(&body).unwrap();
+        assert_eq!((asked.start_by, asked.finish_by, asked.priority), (Some(2_500), None, Priority::Low));
+        assert_eq!(asked.ask.loras, [("a".to_owned(), 1.0), ("b".to_owned(), 0.5)]);
+        for wrong in [
+            json!({"prompt": "x", "loras": "a"}),
+            json!({"prompt": "x", "loras": [1]}),
+            json!({"prompt": "x", "width": 5}),
+        ] {
+            assert!(asked_is_refused(&wrong), "{wrong}");
+        }
+    }
+
+    fn asked_is_refused(body: &Value) -> bool {
+        asked(body).is_err_and(|fault| error(&fault).0 == 422)
+    }
+}

@@ -1,0 +1,567 @@
+//! OpenAI's images: bodies of `/v1/images/*` to an [`Ask`], and back. Pure: no network, no clock, no randomness.
+//!
+//! Sources: the gateway's page on FLUX.1 Krea \[dev\] for parameters and sizes; OpenAI's clients for shapes and errors.
+
+use flux::{
+    image_file::Format,
+    sizes::{Aspect, Tier, Wish},
+};
+use serde_json::{Map, Value, json};
+
+use super::Retry;
+use crate::{
+    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    error::{Fault, PictureFault, Problem, Rule, Stage},
+    fields::{Field, Kind, Treatment, Values, field, read},
+};
+
+/// Longest prompt, characters.
+const LONGEST_PROMPT: usize = 32_000;
+
+/// Largest side of a picture that is made, pixels.
+const LARGEST_SIDE: u32 = 14_142;
+
+/// Largest picture, pixels.
+const MOST_PIXELS: u64 = 2048 * 2048;
+
+/// Largest side of a picture whose size follows the one that is given, pixels.
+const MOST_FOLLOWED: u32 = 2048;
+
+/// Seconds that results are kept.
+const KEEP: u64 = 24 * 3600;
+
+/// Formats that can be asked for; `jpg` is `jpeg`.
+const FORMATS: [&str; 6] = ["png", "jpeg", "jpg", "webp", "gif", "avif"];
+
+/// What all three routes take.
+pub const FIELDS: [Field; 30] = [
+    field("model", Kind::Text(200), "Which model; the one this server has if none is named.")
+        .treated(Treatment::Converted("model")),
+    field("prompt", Kind::Text(LONGEST_PROMPT), "What to draw, or what to change."),
+    field("negative_prompt", Kind::Text(LONGEST_PROMPT), "What not to draw; counts where `true_cfg_scale` is above 1."),
+    field("n", Kind::Integer(1, 10), "How many pictures; the next ones have the next seeds.")
+        .or(&["num_images", "num_outputs"])
+        .default("1")
+        .treated(Treatment::Emulated("one after the other")),
+    field(
+        "size",
+        Kind::Text(40),
+        "Pixels as 1024x768, or a shape as 16:9; goes before `aspect_ratio` and `resolution`.",
+    )
+    .treated(Treatment::Converted("size")),
+    field("aspect_ratio", Kind::Text(40), "The shape; the nearest of the table's rows is taken.")
+        .treated(Treatment::Converted("size")),
+    field("resolution", Kind::Text(40), "Any tier; there is one, 1K.").treated(Treatment::Converted("size")),
+    field("megapixels", Kind::Choice(&["1", "0.25"]), "0.25 is 512x512; counts where neither size nor shape is given.")
+        .treated(Treatment::Converted("size")),
+    field("seed", Kind::Any, "Of the first picture, 0 to 2^64-1; without it, or below 0, one is chosen and told."),
+    field("num_inference_steps", Kind::Integer(1, 50), "Steps from noise to picture.")
+        .or(&["steps"])
+        .default("28")
+        .treated(Treatment::Renamed("steps")),
+    field("cfg_scale", Kind::Number(0.0, 20.0), "The distilled guidance scale, an input of the model.")
+        .or(&["guidance_scale", "guidance"])
+        .default("4.5")
+        .treated(Treatment::Renamed("guidance")),
+    field(
+        "true_cfg_scale",
+        Kind::Number(1.0, 20.0),
+        "Classifier-free guidance with the negative prompt; twice the time.",
+    )
+    .default("1")
+    .treated(Treatment::Renamed("true_cfg")),
+    field("strength", Kind::Number(0.0, 1.0), "How much of a given picture is made anew: 0 nothing, 1 all.")
+        .default("0.95"),
+    field("image_url", Kind::Picture, "A picture by its address or as a data URI, in the place of a file.")
+        .treated(Treatment::Renamed("image")),
+    field("acceleration", Kind::Choice(&["none", "regular", "high"]), "Steps that are reused instead of computed."),
+    field("go_fast", Kind::Flag, "As `acceleration` regular; the result stays repeatable.")
+        .treated(Treatment::Converted("acceleration")),
+    field(
+        "enable_safety_checker",
+        Kind::Flag,
+        "Whether pictures are looked at before they are given out, if the operator leaves the choice.",
+    )
+    .treated(Treatment::Renamed("safety")),
+    field("disable_safety_checker", Kind::Flag, "The other way round.").treated(Treatment::Converted("safety")),
+    field("response_format", Kind::Choice(&["url", "b64_json"]), "An address or the bytes in base64.")
+        .default("\"url\"")
+        .treated(Treatment::Emulated("results are kept as files")),
+    field("sync_mode", Kind::Flag, "The address is a data URI.")
+        .default("false")
+        .treated(Treatment::Emulated("data URI")),
+    field("output_format", Kind::Choice(&FORMATS), "The file format.").default("\"png\""),
+    field("output_compression", Kind::Integer(0, 100), "Quality of JPEG, WebP and AVIF.")
+        .or(&["output_quality"])
+        .default("100")
+        .treated(Treatment::Renamed("quality")),
+    field("stream", Kind::Flag, "Events instead of one answer.").default("false"),
+    field("partial_images", Kind::Integer(0, 3), "Pictures of progress in the events.")
+        .default("0")
+        .treated(Treatment::Emulated("the picture that the velocity points to")),
+    field("quality", Kind::Any, "").treated(Treatment::Ignored("steps decide")),
+    field("style", Kind::Any, "").treated(Treatment::Ignored("say it in the prompt")),
+    field("background", Kind::Any, "").treated(Treatment::Ignored("pictures are opaque")),
+    field("moderation", Kind::Any, "").treated(Treatment::Ignored("the operator's policy decides")),
+    field("input_fidelity", Kind::Any, "").treated(Treatment::Ignored("`strength` decides")),
+    field("user", Kind::Any, "").or(&["safety_identifier"]).treated(Treatment::Ignored("keys tell callers apart")),
+];
+
+/// Which route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/images/generations`
+    Generations,
+    /// `/images/edits`
+    Edits,
+    /// `/images/variations`
+    Variations,
+}
+
+impl Route {
+    /// What events of a stream are called.
+    pub fn event(self) -> &'static str {
+        match self {
+            Self::Generations => "image_generation",
+            Self::Edits | Self::Variations => "image_edit",
+        }
+    }
+}
+
+/// Pictures that came beside the body: files of a form, or already by `images` of a JSON body.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// The first is used.
+    pub images: Vec<Source>,
+    /// Where it is transparent (or white) the picture is made anew.
+    pub mask: Option<Source>,
+}
+
+/// How results are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deliver {
+    /// An address.
+    Url,
+    /// Base64 in `b64_json`.
+    Base64,
+    /// A data URI in `url`.
+    DataUri,
+}
+
+/// A body that was understood.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// What to make.
+    pub ask: Ask,
+    /// Events instead of one answer.
+    pub stream: bool,
+    /// How results are given.
+    pub deliver: Deliver,
+}
+
+/// Reads a body. `model` finds a name on the server's shelf, `seed` is used where none is given.
+///
+/// # Errors
+/// [`Fault::Invalid`], [`Fault::UnknownModel`].
+pub fn ask(
+    route: Route,
+    body: &Map<String, Value>,
+    mut files: Files,
+    model: &dyn Fn(Option<&str>) -> Result<String, Fault>,
+    seed: u64,
+) -> Result<Asked, Fault> {
+    let values = read(&FIELDS, body)?;
+    let model = model(values.text("model").filter(|name| !name.is_empty()))?;
+    if let Some(url) = values.text("image_url") {
+        files.images.push(Source::Url { url: url.into(), field: "image_url".into() });
+    }
+    files.images.truncate(1);
+    let prompt = values.text("prompt").unwrap_or_default().to_owned();
+    let missing = |field: &str| Fault::invalid(field, Rule::Missing, "is required");
+    if prompt.trim().is_empty() && route != Route::Variations {
+        return Err(missing("prompt"));
+    }
+    if files.images.is_empty() && route != Route::Generations {
+        return Err(missing("image"));
+    }
+    let strength = number(&values, "strength");
+    let mode = match (files.images.is_empty(), &files.mask) {
+        (true, _) => Mode::Text,
+        (false, Some(_)) => Mode::Inpaint { strength },
+        (false, None) if prompt.trim().is_empty() => Mode::Redux,
+        (false, None) => Mode::Image { strength },
+    };
+    let format = match values.text("output_format") {
+        Some(name) => name.parse().map_err(|_| {
+            Fault::invalid("output_format", Rule::Other, format!("'{name}' is not written by this build"))
+        })?,
+        None => Format::Png,
+    };
+    let acceleration = match (values.text("acceleration"), values.flag("go_fast")) {
+        (Some("high"), _) => Acceleration::High,
+        (Some("regular"), _) | (None, Some(true)) => Acceleration::Regular,
+        _ => Acceleration::None,
+    };
+    let stream = values.flag("stream").unwrap_or_default();
+    let asked_deliver = (values.text("response_format"), values.flag("sync_mode"));
+    let pictures = values.integer("n").unwrap_or(1);
+    let ask = Ask {
+        model,
+        mode,
+        size: size(&values, mode)?,
+        negative_prompt: values.text("negative_prompt").map(str::to_owned),
+        prompt,
+        steps: values.integer("num_inference_steps").unwrap_or(28),
+        guidance: number(&values, "cfg_scale"),
+        true_cfg: number(&values, "true_cfg_scale"),
+        seed: given_seed(&values)?.unwrap_or(seed),
+        pictures,
+        given: files.images,
+        mask: files.mask,
+        format,
+        quality: values.integer("output_compression").unwrap_or(100),
+        acceleration,
+        safety: values
+            .flag("enable_safety_checker")
+            .or(values.flag("disable_safety_checker").map(|disabled| !disabled))
+            .unwrap_or(true),
+        on_flagged: OnFlagged::Drop,
+        previews: Previews {
+            count: if stream { values.integer("partial_images").unwrap_or_default() } else { 0 },
+            full_size: true,
+        },
+        sampler: flux::sampler::Sampler::default(),
+        schedule: flux::schedule::ScheduleKind::default(),
+        loras: Vec::new(),
+        keep_seconds: KEEP,
+    };
+    let deliver = match asked_deliver {
+        _ if stream => Deliver::Base64,
+        (Some("b64_json"), _) => Deliver::Base64,
+        (_, Some(true)) => Deliver::DataUri,
+        _ => Deliver::Url,
+    };
+    Ok(Asked { ask, stream, deliver })
+}
+
+fn number(values: &Values, name: &str) -> f32 {
+    values.number(name).unwrap_or_default() as f32
+}
+
+/// A seed as JSON's number or a form's string; below 0 means: choose one.
+pub(super) fn given_seed(values: &Values) -> Result<Option<u64>, Fault> {
+    let wrong = || Fault::invalid("seed", Rule::Integer, "has to be a whole number between 0 and 18446744073709551615");
+    let Some(given) = values.get("seed") else { return Ok(None) };
+    let one = [field("seed", Kind::Integer(i128::from(i64::MIN), i128::from(u64::MAX)), "")];
+    let body = Map::from_iter([("seed".to_owned(), given.clone())]);
+    let seed = read(&one, &body).map_err(|_| wrong())?.integer::<i128>("seed").ok_or_else(wrong)?;
+    Ok(u64::try_from(seed).ok())
+}
+
+/// The gateway's rules: what is most exact decides; an edit with neither size nor shape keeps its picture's size.
+fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
+    let said = |name: &str| values.text(name).map(str::trim).filter(|text| !text.is_empty());
+    let size = said("size").filter(|size| *size != "auto");
+    let wrong = |field: &str, error: &flux::Error| {
+        let message = error.to_string();
+        Fault::invalid(field, Rule::Other, message.split_once(": ").map_or(&*message, |(_, problem)| problem))
+    };
+    let aspect = match said("aspect_ratio") {
+        Some(text) if size.is_none() => Some(text.parse::<Aspect>().map_err(|error| wrong("aspect_ratio", &error))?),
+        _ => None,
+    };
+    if size.is_none() && aspect.is_none() {
+        if matches!(mode, Mode::Image { .. } | Mode::Inpaint { .. } | Mode::Redux) {
+            return Ok(OutputSize::Follow { most: MOST_FOLLOWED, multiple: 1 });
+        }
+        if values.text("megapixels") == Some("0.25") {
+            return Ok(OutputSize::Exact { width: 512, height: 512 });
+        }
+    }
+    let wish = Wish { size, aspect, resolution: Some(Tier::OneK) };
+    let size = wish.size().map_err(|error| wrong("size", &error))?;
+    exact("size", size.width, size.height)
+}
+
+/// Pixels that can be made.
+pub(super) fn exact(field: &str, width: u32, height: u32) -> Result<OutputSize, Fault> {
+    for side in [width, height] {
+        if side == 0 || side > LARGEST_SIDE {
+            let message = format!("has a side of {side} pixels; 1 to {LARGEST_SIDE} are possible");
+            return Err(Fault::invalid(field, Rule::Other, message));
+        }
+    }
+    let pixels = u64::from(width) * u64::from(height);
+    if pixels > MOST_PIXELS {
+        let message = format!("{width}x{height} is {pixels} pixels; at most {MOST_PIXELS} (2048x2048) are possible");
+        return Err(Fault::invalid(field, Rule::Other, message));
+    }
+    Ok(OutputSize::Exact { width, height })
+}
+
+/// What every answer and event says beside the picture.
+#[derive(Clone, Debug)]
+pub struct Common {
+    /// Seconds since 1970.
+    pub created: i64,
+    /// `1024x768`, of the first picture.
+    pub size: String,
+    /// The file format's name.
+    pub format: String,
+    /// The prompt's length in tokens, roughly: its words.
+    pub tokens: usize,
+}
+
+impl Common {
+    fn usage(&self, images: usize) -> Value {
+        json!({
+            "total_tokens": self.tokens, "input_tokens": self.tokens, "output_tokens": 0,
+            "input_tokens_details": {"text_tokens": self.tokens, "image_tokens": images},
+            "output_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+        })
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let fields = [("size", json!(self.size)), ("quality", json!("high")), ("background", json!("opaque"))];
+        let format = [("output_format", json!(self.format))];
+        fields.into_iter().chain(format).map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// A picture as this dialect gives it.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    /// The address or data URI; or the base64.
+    pub content: String,
+    /// Which it is.
+    pub deliver: Deliver,
+    /// The seed that makes it alone.
+    pub seed: u64,
+}
+
+/// The answer of a route.
+pub fn answer(common: &Common, prompt: &str, pictures: &[Shown]) -> Value {
+    let data: Vec<Value> = pictures
+        .iter()
+        .map(|picture| {
+            let key = if picture.deliver == Deliver::Base64 { "b64_json" } else { "url" };
+            json!({key: picture.content, "revised_prompt": prompt, "seed": picture.seed})
+        })
+        .collect();
+    let mut answer = common.fields();
+    answer.insert("created".into(), json!(common.created));
+    answer.insert("data".into(), json!(data));
+    answer.insert("usage".into(), common.usage(0));
+    Value::Object(answer)
+}
+
+/// An event of a stream: its name and data. `partial`: which preview; `None`: a finished picture.
+pub fn event(route: Route, common: &Common, base64: &str, partial: Option<u32>, seed: u64) -> (String, Value) {
+    let name = match partial {
+        Some(_) => format!("{}.partial_image", route.event()),
+        None => format!("{}.completed", route.event()),
+    };
+    let mut data = common.fields();
+    data.insert("type".into(), json!(name));
+    data.insert("b64_json".into(), json!(base64));
+    data.insert("created_at".into(), json!(common.created));
+    match partial {
+        Some(index) => data.insert("partial_image_index".into(), json!(index)),
+        None => data.insert("usage".into(), common.usage(0)).or_else(|| data.insert("seed".into(), json!(seed))),
+    };
+    (name, Value::Object(data))
+}
+
+/// An error: status, headers and body.
+pub fn error(fault: &Fault) -> (u16, Retry, Value) {
+    const INVALID: &str = "invalid_request_error";
+    let body = |message: String, kind: &str, code: Option<&str>, param: Option<&str>| json!({"error": {"message": message, "type": kind, "code": code, "param": param}});
+    let message = fault.to_string();
+    let plain = Retry::default();
+    match fault {
+        Fault::Invalid(problems) => {
+            let first = problems.first();
+            let param = first.map(|problem| problem.field.as_str());
+            let code = match first.map(|problem| &problem.rule) {
+                Some(Rule::Missing) => "missing_required_parameter",
+                _ => "invalid_value",
+            };
+            let message = problems.iter().map(sentence).collect::<Vec<_>>().join(" ");
+            (400, plain, body(message, INVALID, Some(code), param))
+        }
+        Fault::Picture { field, kind, .. } => {
+            let code = match kind {
+                PictureFault::Download => "invalid_image_url",
+                PictureFault::Decode => "invalid_image_file",
+                PictureFault::TooLarge => "image_too_large",
+                PictureFault::TooSmall => "image_too_small",
+            };
+            (400, plain, body(message, INVALID, Some(code), Some(field)))
+        }
+        Fault::NotFound(_) => (404, plain, body(message, INVALID, None, None)),
+        Fault::UnknownModel(_) => (404, plain, body(message, INVALID, Some("model_not_found"), Some("model"))),
+        Fault::Unauthenticated => (401, plain, body(message, INVALID, Some("invalid_api_key"), None)),
+        Fault::Forbidden(_) => (403, plain, body(message, INVALID, Some("permission_denied"), None)),
+        Fault::TooLarge(_) => (413, plain, body(message, INVALID, None, None)),
+        Fault::Full { retry_after, .. } => {
+            let retry = Retry { after: Some(*retry_after), ..plain };
+            (429, retry, body(message, "rate_limit_error", Some("rate_limit_exceeded"), None))
+        }
+        Fault::Flagged { stage, categories, .. } => {
+            let stage = match stage {
+                Stage::Prompt => "input",
+                Stage::Picture => "output",
+            };
+            let mut body = body(message, "image_generation_user_error", Some("moderation_blocked"), None);
+            body["error"]["moderation_details"] = json!({"moderation_stage": stage, "categories": categories});
+            (400, plain, body)
+        }
+        // 408 and 504 would be asked again, and computed again.
+        Fault::TimedOut(_) | Fault::Cancelled | Fault::Failed(_) => {
+            (500, Retry { never: true, ..plain }, body(message, "server_error", None, None))
+        }
+        Fault::Unavailable(_) => {
+            (503, Retry { after: Some(5), ..plain }, body(message, "server_error", Some("unavailable"), None))
+        }
+    }
+}
+
+fn sentence(problem: &Problem) -> String {
+    format!("Invalid '{}': {}.", problem.field, problem.message)
+}
+
+/// A model of the shelf in this dialect's list.
+pub fn model(name: &str, created: i64) -> Value {
+    json!({"id": name, "object": "model", "created": created, "owned_by": "darkroom"})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{blobs::BlobId, fields::bad_defaults};
+
+    fn asked(route: Route, body: &Value, images: usize) -> Result<Asked, Fault> {
+        let files = Files { images: (0..images).map(|i| Source::Blob(BlobId(i.to_string()))).collect(), mask: None };
+        let model = |name: Option<&str>| match name {
+            None | Some("flux.1-krea-dev") => Ok("krea".to_owned()),
+            Some(other) => Err(Fault::UnknownModel(other.to_owned())),
+        };
+        ask(route, body.as_object().unwrap(), files, &model, 99)
+    }
+
+    fn size_of(body: &Value) -> OutputSize {
+        asked(Route::Generations, body, 0).unwrap().ask.size
+    }
+
+    #[test]
+    fn defaults_are_this_vendors() {
+        assert!(bad_defaults(&FIELDS).is_empty());
+        let Asked { ask, stream, deliver } = asked(Route::Generations, &json!({"prompt": "a fox"}), 0).unwrap();
+        assert_eq!((ask.steps, ask.guidance, ask.seed, ask.pictures, ask.quality), (28, 4.5, 99, 1, 100));
+        assert_eq!((ask.mode, ask.format, stream, deliver), (Mode::Text, Format::Png, false, Deliver::Url));
+        assert_eq!(ask.size, OutputSize::Exact { width: 1024, height: 1024 });
+        assert!(ask.safety);
+    }
+
+    #[test]
+    fn sizes_follow_the_gateways_page() {
+        for (body, width, height) in [
+            (json!({"prompt": "x", "size": "16:9"}), 1365, 768),
+            (json!({"prompt": "x", "size": "640x480", "aspect_ratio": "1:1", "resolution": "4K"}), 640, 480),
+            (json!({"prompt": "x", "aspect_ratio": "7:1"}), 1563, 670),
+            (json!({"prompt": "x", "aspect_ratio": "4:5", "resolution": "4K"}), 916, 1145),
+            (json!({"prompt": "x", "megapixels": 0.25}), 512, 512),
+            (json!({"prompt": "x", "size": "auto"}), 1024, 1024),
+            (json!({"prompt": "x", "size": "1x1"}), 1, 1),
+        ] {
+            assert_eq!(size_of(&body), OutputSize::Exact { width, height }, "{body}");
+        }
+        let edit = asked(Route::Edits, &json!({"prompt": "x"}), 1).unwrap();
+        assert_eq!(edit.ask.size, OutputSize::Follow { most: 2048, multiple: 1 });
+        for wrong in ["big", "0x5", "15000x10", "3000x3000", "-1x5"] {
+            let fault = asked(Route::Generations, &json!({"prompt": "x", "size": wrong}), 0).unwrap_err();
+            let (status, _, body) = error(&fault);
+            assert_eq!(
+                (status, &body["error"]["param"], &body["error"]["code"]),
+                (400, &json!("size"), &json!("invalid_value")),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_picture_is_for() {
+        let mode = |route, body: Value, images| asked(route, &body, images).unwrap().ask.mode;
+        assert_eq!(mode(Route::Edits, json!({"prompt": "x"}), 2), Mode::Image { strength: 0.95 });
+        assert_eq!(mode(Route::Edits, json!({"prompt": "x", "strength": "0.5"}), 1), Mode::Image { strength: 0.5 });
+        assert_eq!(mode(Route::Variations, json!({}), 1), Mode::Redux);
+        assert_eq!(
+            mode(Route::Generations, json!({"prompt": "x", "image_url": "data:,"}), 0),
+            Mode::Image { strength: 0.95 }
+        );
+        for (route, body, field) in [
+            (Route::Edits, json!({"prompt": "x"}), "image"),
+            (Route::Edits, json!({}), "prompt"),
+            (Route::Generations, json!({"prompt": " "}), "prompt"),
+        ] {
+            let (status, _, body) = error(&asked(route, &body, 0).unwrap_err());
+            assert_eq!((status, &body["error"]["param"]), (400, &json!(field)));
+            assert_eq!(body["error"]["code"], "missing_required_parameter");
+        }
+    }
+
+    #[test]
+    fn seeds_are_whole_and_negative_ones_are_chosen() {
+        let seed =
+            |value: Value| asked(Route::Generations, &json!({"prompt": "x", "seed": value}), 0).map(|a| a.ask.seed);
+        assert_eq!(seed(json!(17454220438242315174u64)), Ok(17454220438242315174));
+        assert_eq!(seed(json!("7")), Ok(7));
+        assert_eq!(seed(json!(0)), Ok(0));
+        assert_eq!(seed(json!(-1)), Ok(99));
+        assert_eq!(seed(Value::Null), Ok(99));
+        assert!(seed(json!("cat")).is_err());
+        assert!(seed(json!(1.5)).is_err());
+    }
+
+    #[test]
+    fn every_fault_has_the_clients_shape() {
+        let faults = [
+            (Fault::Unauthenticated, 401, "invalid_request_error", json!("invalid_api_key")),
+            (Fault::UnknownModel("x".into()), 404, "invalid_request_error", json!("model_not_found")),
+            (
+                Fault::Full { retry_after: 3, message: "busy".into() },
+                429,
+                "rate_limit_error",
+                json!("rate_limit_exceeded"),
+            ),
+            (Fault::Failed("x".into()), 500, "server_error", Value::Null),
+            (Fault::TooLarge("x".into()), 413, "invalid_request_error", Value::Null),
+        ];
+        for (fault, status, kind, code) in faults {
+            let (is, rates, body) = error(&fault);
+            assert_eq!((is, &body["error"]["type"], &body["error"]["code"]), (status, &json!(kind), &code), "{fault}");
+            assert!(body["error"]["message"].is_string() && body["error"].get("param").is_some());
+            assert_eq!(rates.after.is_some(), status == 429);
+            assert_eq!(rates.never, status == 500);
+        }
+        let flagged = Fault::Flagged { stage: Stage::Picture, categories: vec!["sexual".into()], message: "x".into() };
+        let (status, _, body) = error(&flagged);
+        assert_eq!((status, &body["error"]["code"]), (400, &json!("moderation_blocked")));
+        assert_eq!(body["error"]["moderation_details"]["moderation_stage"], "output");
+    }
+
+    #[test]
+    fn a_stream_ends_with_the_same_fields() {
+        let common = Common { created: 1, size: "2x3".into(), format: "png".into(), tokens: 4 };
+        let (name, data) = event(Route::Generations, &common, "AA", Some(1), 5);
+        assert_eq!((name.as_str(), &data["partial_image_index"]), ("image_generation.partial_image", &json!(1)));
+        let (name, data) = event(Route::Edits, &common, "AA", None, 5);
+        assert_eq!(
+            (name.as_str(), &data["type"], &data["seed"]),
+            ("image_edit.completed", &json!("image_edit.completed"), &json!(5))
+        );
+        for key in ["b64_json", "created_at", "size", "quality", "background", "output_format", "usage"] {
+            assert!(data.get(key).is_some(), "{key}");
+        }
+    }
+}
