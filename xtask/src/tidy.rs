@@ -8,12 +8,14 @@ use std::{
 use crate::source::{backticks, code, prose};
 
 /// Our crates by folder, and which of ours each may import. A crate that is not here fails.
-const MAY_IMPORT: [(&str, &str, &[&str]); 7] = [
+const MAY_IMPORT: [(&str, &str, &[&str]); 8] = [
     ("crates/tensor", "tensor", &[]),
     ("crates/flux", "flux", &["tensor"]),
     ("crates/server", "server", &["flux"]),
+    // Of models it knows names and addresses, nothing of tensors.
+    ("crates/hub", "hub", &[]),
     // `tensor` only to name a device and a precision, and to measure its kernels.
-    ("crates/cli", "darkroom", &["flux", "server", "tensor"]),
+    ("crates/cli", "darkroom", &["flux", "hub", "server", "tensor"]),
     ("fuzz", "darkroom-fuzz", &["flux", "tensor"]),
     // Another engine, for comparison.
     ("bench/candle", "bench-candle", &[]),
