@@ -1,8 +1,709 @@
 //! Bytes under names that cannot be guessed: pictures given and made.
+//!
+//! An object in the store is one line of JSON, the [`Blob`], and then the bytes, so that a blob is there as a whole or not at all
+//! and the index, which is in memory, is read again from the store itself. A `put` that says yes is on the disk (fsync).
+//! Blobs end with their time; above the quota the oldest of whoever holds the most go first.
 
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    fmt, io,
+    path::{Path as FilePath, PathBuf},
+    str::FromStr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream::BoxStream};
+use object_store::{
+    GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path,
+};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::Fault,
+    job::{Millis, Owner},
+};
 
 /// The name of a blob: 32 hexadecimal characters, 128 random bits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BlobId(pub String);
+
+impl BlobId {
+    /// A new one.
+    fn random() -> Result<Self, Fault> {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).map_err(|_| Fault::Failed("the system gives no random numbers".into()))?;
+        Ok(Self(hex(&bits)))
+    }
+
+    /// Where it lies in the store. `None` for what is not the name of a blob, so that no name reaches a path unchecked.
+    fn place(&self) -> Option<Path> {
+        let right = self.0.len() == 32 && self.0.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        right.then(|| Path::from_iter([&self.0[..2], &self.0]))
+    }
+}
+
+impl fmt::Display for BlobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for BlobId {
+    type Err = Fault;
+
+    fn from_str(text: &str) -> Result<Self, Fault> {
+        let id = Self(text.to_owned());
+        if id.place().is_some() { Ok(id) } else { Err(not_found()) }
+    }
+}
+
+/// What a blob is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// A finished picture.
+    Result,
+    /// A file that somebody gave to be used later.
+    Upload,
+    /// What only the server itself reads: no URL leads to it, and no quota takes it from a job that waits.
+    Internal,
+}
+
+/// What is known of a blob.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Blob {
+    /// Its name.
+    pub id: BlobId,
+    /// A file name for people: letters, digits, `.`, `-` and `_`.
+    pub name: String,
+    /// The media type. A picture's is one that its bytes begin like, whatever was claimed.
+    pub mime: String,
+    /// How many bytes.
+    pub bytes: u64,
+    /// SHA-256 of the bytes, hexadecimal.
+    pub sha256: String,
+    /// Whose it is.
+    pub owner: Owner,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// When it was stored.
+    pub created: Millis,
+    /// From when on it is not there any more.
+    pub expires: Millis,
+}
+
+impl Blob {
+    /// Whether a browser may show it: pictures only.
+    pub fn is_picture(&self) -> bool {
+        SHOWN.contains(&self.mime.as_str())
+    }
+}
+
+/// Media types that are served as what they are. Everything else is served as bytes to be saved.
+const SHOWN: [&str; 5] = ["image/png", "image/jpeg", "image/webp", "image/gif", "image/avif"];
+
+/// The longest line before the bytes.
+const LONGEST_LINE: u64 = 4096;
+
+/// No quota takes a blob that is younger: OpenAI's and Replicate's results are there for an hour.
+const SAFE_FOR: Millis = 60 * 60 * 1000;
+
+/// Where blobs lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A folder of this machine.
+    Folder(PathBuf),
+}
+
+/// The store. Cheap to clone.
+#[derive(Clone)]
+pub struct Blobs(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn ObjectStore>,
+    index: Mutex<Index>,
+    quota: u64,
+}
+
+#[derive(Default)]
+struct Index {
+    entries: HashMap<BlobId, Entry>,
+    /// Bytes of all entries and of those that are being written.
+    used: u64,
+}
+
+#[derive(Clone)]
+struct Entry {
+    blob: Arc<Blob>,
+    /// How long the line before the bytes is.
+    skip: u64,
+}
+
+impl Blobs {
+    /// Opens the store and reads what is in it. `quota`: bytes, at most.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if the folder cannot be made or read.
+    pub async fn open(place: &Place, quota: u64) -> Result<Self, Fault> {
+        let store: Arc<dyn ObjectStore> = match place {
+            Place::Folder(folder) => {
+                let folder = folder.clone();
+                let opened = tokio::task::spawn_blocking(move || open_folder(&folder)).await;
+                Arc::new(opened.map_err(|_| Fault::Unavailable("the folder for pictures could not be opened".into()))??)
+            }
+        };
+        let blobs = Self(Arc::new(Inner { store, index: Mutex::default(), quota }));
+        blobs.read_index().await?;
+        Ok(blobs)
+    }
+
+    /// Keeps a finished picture for a time. When this returns it is on the disk.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if there is no room or the disk fails.
+    pub async fn put(
+        &self,
+        bytes: Bytes,
+        mime: &str,
+        name: &str,
+        keep: Duration,
+        owner: &Owner,
+    ) -> Result<Arc<Blob>, Fault> {
+        self.store(bytes, mime, name, keep, owner, Purpose::Result).await
+    }
+
+    /// Keeps a file that somebody gave. What it is called is believed only where the bytes begin like that.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`].
+    pub async fn put_upload(
+        &self,
+        bytes: Bytes,
+        mime: &str,
+        name: &str,
+        keep: Duration,
+        owner: &Owner,
+    ) -> Result<Arc<Blob>, Fault> {
+        self.store(bytes, mime, name, keep, owner, Purpose::Upload).await
+    }
+
+    /// Keeps what no URL leads to: pictures fetched for a job that waits, pictures that are held back.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`].
+    pub async fn put_internal(
+        &self,
+        bytes: Bytes,
+        mime: &str,
+        name: &str,
+        keep: Duration,
+        owner: &Owner,
+    ) -> Result<Arc<Blob>, Fault> {
+        self.store(bytes, mime, name, keep, owner, Purpose::Internal).await
+    }
+
+    async fn store(
+        &self,
+        bytes: Bytes,
+        mime: &str,
+        name: &str,
+        keep: Duration,
+        owner: &Owner,
+        purpose: Purpose,
+    ) -> Result<Arc<Blob>, Fault> {
+        let created = now();
+        let keep = Millis::try_from(keep.as_millis()).unwrap_or(Millis::MAX);
+        let blob = Blob {
+            id: BlobId::random()?,
+            name: file_name(name),
+            mime: media_type(&bytes, mime, purpose),
+            bytes: bytes.len() as u64,
+            sha256: String::new(),
+            owner: owner.clone(),
+            purpose,
+            created,
+            expires: created.saturating_add(keep),
+        };
+        // A task of its own: what was begun is finished and counted even if the one who asked goes away.
+        let this = self.clone();
+        let done = tokio::spawn(async move { this.write(blob, bytes).await }).await;
+        done.map_err(|_| Fault::Failed("writing a picture was broken off".into()))?
+    }
+
+    async fn write(&self, mut blob: Blob, bytes: Bytes) -> Result<Arc<Blob>, Fault> {
+        let place = blob.id.place().ok_or_else(not_found)?;
+        let size = blob.bytes;
+        self.make_room(size).await?;
+        let written = async {
+            blob.sha256 = sha256(bytes.clone()).await?;
+            let mut line = serde_json::to_vec(&blob).map_err(|_| Fault::Failed("a name cannot be written".into()))?;
+            line.push(b'\n');
+            let skip = line.len() as u64;
+            let payload = PutPayload::from_iter([Bytes::from(line), bytes]);
+            self.0.store.put(&place, payload).await.map_err(|error| fault(&error))?;
+            Ok(Entry { blob: Arc::new(blob), skip })
+        };
+        let written = written.await;
+        let mut index = self.index();
+        match written {
+            Ok(entry) => {
+                let blob = entry.blob.clone();
+                index.entries.insert(blob.id.clone(), entry);
+                Ok(blob)
+            }
+            Err(fault) => {
+                index.used = index.used.saturating_sub(size);
+                Err(fault)
+            }
+        }
+    }
+
+    /// What is known of a blob; `None` when its time is over.
+    pub fn meta(&self, id: &BlobId) -> Option<Arc<Blob>> {
+        self.entry(id).map(|entry| entry.blob)
+    }
+
+    fn entry(&self, id: &BlobId) -> Option<Entry> {
+        self.index().entries.get(id).filter(|entry| entry.blob.expires > now()).cloned()
+    }
+
+    /// A blob's bytes.
+    ///
+    /// # Errors
+    /// [`Fault::NotFound`]; [`Fault::Unavailable`] if the disk fails.
+    pub async fn get(&self, id: &BlobId) -> Result<(Arc<Blob>, Bytes), Fault> {
+        let entry = self.entry(id).ok_or_else(not_found)?;
+        let (from, to) = (entry.skip, entry.skip + entry.blob.bytes);
+        if from == to {
+            return Ok((entry.blob, Bytes::new()));
+        }
+        let place = id.place().ok_or_else(not_found)?;
+        let bytes = self.0.store.get_range(&place, from..to).await.map_err(|error| fault(&error))?;
+        Ok((entry.blob, bytes))
+    }
+
+    /// A part of a blob's bytes, piece by piece. `from` is below `to`, `to` at most the number of bytes.
+    ///
+    /// # Errors
+    /// As [`Blobs::get`].
+    pub async fn stream(
+        &self,
+        id: &BlobId,
+        from: u64,
+        to: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes, io::Error>>, Fault> {
+        let entry = self.entry(id).ok_or_else(not_found)?;
+        let place = id.place().ok_or_else(not_found)?;
+        let options = GetOptions { range: Some((entry.skip + from..entry.skip + to).into()), ..GetOptions::default() };
+        let got = self.0.store.get_opts(&place, options).await.map_err(|error| fault(&error))?;
+        Ok(got.into_stream().map_err(|_| io::Error::other("the store failed")).boxed())
+    }
+
+    /// Takes a blob away; one that is not there is no error.
+    ///
+    /// # Errors
+    /// [`Fault::Unavailable`] if the disk fails.
+    pub async fn delete(&self, id: &BlobId) -> Result<(), Fault> {
+        let Some(place) = id.place() else { return Ok(()) };
+        match self.0.store.delete(&place).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(fault(&error)),
+        }
+        let mut index = self.index();
+        if let Some(entry) = index.entries.remove(id) {
+            index.used = index.used.saturating_sub(entry.blob.bytes);
+        }
+        Ok(())
+    }
+
+    /// Where a browser finds a blob. `base`: the server's public URL, with or without a slash at its end.
+    pub fn url(&self, id: &BlobId, base: &str) -> String {
+        let name = self.index().entries.get(id).map_or_else(|| "file".to_owned(), |entry| entry.blob.name.clone());
+        format!("{}/files/{id}/{name}", base.trim_end_matches('/'))
+    }
+
+    /// The uploads of an owner, newest first.
+    pub fn uploads(&self, owner: &Owner) -> Vec<Arc<Blob>> {
+        let now = now();
+        let theirs = |blob: &Blob| blob.purpose == Purpose::Upload && blob.owner == *owner && blob.expires > now;
+        let mut found: Vec<_> =
+            self.index().entries.values().filter(|entry| theirs(&entry.blob)).map(|entry| entry.blob.clone()).collect();
+        found.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
+        found
+    }
+
+    /// How many blobs there are, and their bytes.
+    pub fn used(&self) -> (usize, u64) {
+        let index = self.index();
+        (index.entries.len(), index.used)
+    }
+
+    /// Takes away what is over its time. Returns how many.
+    pub async fn sweep(&self) -> usize {
+        let now = now();
+        let over: Vec<BlobId> = {
+            let index = self.index();
+            index
+                .entries
+                .values()
+                .filter(|entry| entry.blob.expires <= now)
+                .map(|entry| entry.blob.id.clone())
+                .collect()
+        };
+        let mut swept = 0;
+        for id in over {
+            match self.delete(&id).await {
+                Ok(()) => swept += 1,
+                // It is invisible already; the next time may do it.
+                Err(fault) => tracing::warn!(%fault, "an expired blob stays"),
+            }
+        }
+        swept
+    }
+
+    /// Sweeps again and again, for a task of its own.
+    pub async fn keep_sweeping(self, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            self.sweep().await;
+        }
+    }
+
+    fn index(&self) -> MutexGuard<'_, Index> {
+        self.0.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts `size` as used, after taking away what has to go for it.
+    async fn make_room(&self, size: u64) -> Result<(), Fault> {
+        if size > self.0.quota {
+            return Err(Fault::TooLarge("the file is larger than all that this server keeps".into()));
+        }
+        let going = {
+            let mut index = self.index();
+            let over = (index.used + size).saturating_sub(self.0.quota);
+            if over == 0 {
+                index.used += size;
+                return Ok(());
+            }
+            // A little more than is needed, so that not every blob has to look for room.
+            let Some(going) = index.to_go(over, self.0.quota / 50, now()) else {
+                return Err(Fault::Unavailable("this server keeps as many files as it may; try again later".into()));
+            };
+            // Counted at once: what another writer asks for meanwhile comes on top.
+            index.used += size;
+            going
+        };
+        for id in going {
+            if let Err(fault) = self.delete(&id).await {
+                let mut index = self.index();
+                index.used = index.used.saturating_sub(size);
+                return Err(fault);
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_index(&self) -> Result<(), Fault> {
+        let store = &self.0.store;
+        let objects = store.list(None).map_err(|error| fault(&error));
+        let read = objects.map_ok(|object| async move { Ok(read_line(store.as_ref(), object).await) });
+        let mut entries: Vec<Result<Entry, Path>> = read.try_buffer_unordered(32).try_collect().await?;
+        for broken in entries.extract_if(.., |entry| entry.is_err()) {
+            if let Err(place) = broken {
+                // Not ours, or of another version: it may be somebody's, so it stays.
+                tracing::warn!(object = place.filename().unwrap_or(""), "not a blob: left alone");
+            }
+        }
+        {
+            let mut index = self.index();
+            for entry in entries.into_iter().flatten() {
+                index.used += entry.blob.bytes;
+                index.entries.insert(entry.blob.id.clone(), entry);
+            }
+        }
+        self.sweep().await;
+        Ok(())
+    }
+}
+
+impl Index {
+    /// What goes so that at least `over` bytes and perhaps `more` are free, oldest of the largest holder first; `None` if there
+    /// is not as much that may go.
+    fn to_go(&self, over: u64, more: u64, now: Millis) -> Option<Vec<BlobId>> {
+        let mut holds: HashMap<&Owner, u64> = HashMap::new();
+        for entry in self.entries.values() {
+            *holds.entry(&entry.blob.owner).or_default() += entry.blob.bytes;
+        }
+        let may_go =
+            |blob: &Blob| blob.expires <= now || (blob.purpose != Purpose::Internal && blob.created <= now - SAFE_FOR);
+        let mut candidates: Vec<&Blob> = self.entries.values().map(|e| &*e.blob).filter(|b| may_go(b)).collect();
+        candidates.sort_by_key(|blob| {
+            let held = holds.get(&blob.owner).copied().unwrap_or(0);
+            (blob.expires > now, Reverse(held), blob.created)
+        });
+        let mut freed = 0;
+        let mut going = Vec::new();
+        for blob in candidates {
+            if freed >= over + more {
+                break;
+            }
+            freed += blob.bytes;
+            going.push(blob.id.clone());
+        }
+        (freed >= over).then_some(going)
+    }
+}
+
+/// A folder of the user's own, and in it nothing half written: what a run that was killed left is taken away.
+fn open_folder(folder: &FilePath) -> Result<LocalFileSystem, Fault> {
+    std::fs::create_dir_all(folder).map_err(|error| fault_of_io(&error))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let own = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(folder, own).map_err(|error| fault_of_io(&error))?;
+    }
+    for shelf in std::fs::read_dir(folder).map_err(|error| fault_of_io(&error))?.flatten() {
+        let Ok(files) = std::fs::read_dir(shelf.path()) else { continue };
+        for file in files.flatten() {
+            // The store's own name for a file that is being written.
+            if file.file_name().to_string_lossy().contains('#') && std::fs::remove_file(file.path()).is_err() {
+                tracing::warn!("a file that was not finished could not be removed");
+            }
+        }
+    }
+    let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| fault(&error))?;
+    Ok(store.with_fsync(true))
+}
+
+/// The line of an object, or its place if it is no blob.
+async fn read_line(store: &dyn ObjectStore, object: ObjectMeta) -> Result<Entry, Path> {
+    let read = async {
+        let start = store.get_range(&object.location, 0..object.size.min(LONGEST_LINE)).await.ok()?;
+        let end = start.iter().position(|&byte| byte == b'\n')?;
+        let blob: Blob = serde_json::from_slice(&start[..end]).ok()?;
+        let skip = end as u64 + 1;
+        let whole = blob.id.place()? == object.location && skip.checked_add(blob.bytes)? == object.size;
+        whole.then(|| Entry { blob: Arc::new(blob), skip })
+    };
+    read.await.ok_or(object.location)
+}
+
+async fn sha256(bytes: Bytes) -> Result<String, Fault> {
+    let hash = move || hex(&Sha256::digest(&bytes));
+    // About a millisecond for each of these; the threads that serve have other things to do.
+    tokio::task::spawn_blocking(hash).await.map_err(|_| Fault::Failed("a file could not be hashed".into()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Only what means nothing in a path, a header or a shell.
+fn file_name(asked: &str) -> String {
+    let last = asked.rsplit(['/', '\\']).next().unwrap_or("");
+    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '_' };
+    let name: String = last.trim_start_matches('.').chars().take(100).map(safe).collect();
+    if name.is_empty() { "file".into() } else { name }
+}
+
+/// The media type to keep: the bytes' own if they begin like a picture. Results are believed: the server made them.
+fn media_type(bytes: &[u8], claimed: &str, purpose: Purpose) -> String {
+    if purpose == Purpose::Result {
+        return claimed.to_owned();
+    }
+    if let Some(mime) = sniff(bytes) {
+        return mime.to_owned();
+    }
+    let essence = claimed.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '+' | '-');
+    let honest = !essence.starts_with("image/") && essence.contains('/') && essence.len() <= 100;
+    if honest && essence.chars().all(plain) { essence } else { "application/octet-stream".into() }
+}
+
+/// Which picture format bytes begin like.
+pub fn sniff(bytes: &[u8]) -> Option<&'static str> {
+    let at = |from: usize, what: &[u8]| bytes.get(from..from + what.len()) == Some(what);
+    if at(0, b"\x89PNG\r\n\x1a\n") {
+        Some("image/png")
+    } else if at(0, b"\xff\xd8\xff") {
+        Some("image/jpeg")
+    } else if at(0, b"RIFF") && at(8, b"WEBP") {
+        Some("image/webp")
+    } else if at(0, b"GIF87a") || at(0, b"GIF89a") {
+        Some("image/gif")
+    } else if at(4, b"ftypavif") || at(4, b"ftypavis") {
+        Some("image/avif")
+    } else {
+        None
+    }
+}
+
+fn not_found() -> Fault {
+    Fault::NotFound("the file".into())
+}
+
+/// What a failure of the store is for the one who asked; the log has no more, for paths are in the rest.
+fn fault(error: &object_store::Error) -> Fault {
+    if let object_store::Error::NotFound { .. } = error {
+        return not_found();
+    }
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return fault_of_io(error);
+        }
+        cause = error.source();
+    }
+    Fault::Unavailable("the store of pictures does not answer".into())
+}
+
+fn fault_of_io(error: &io::Error) -> Fault {
+    Fault::Unavailable(match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            "the server's disk is full".into()
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "the server may not write to its folder".into()
+        }
+        kind => format!("the server's folder fails ({kind})"),
+    })
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now() -> Millis {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_hours(1);
+    const PNG: &[u8] = b"\x89PNG\r\n\x1a\nand more";
+
+    async fn store(folder: &FilePath) -> Blobs {
+        Blobs::open(&Place::Folder(folder.to_owned()), 1000).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_was_put_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = store(folder.path()).await;
+        let put = blobs.put(Bytes::from_static(PNG), "image/png", "0.png", HOUR, &Owner::anyone()).await.unwrap();
+        let empty = blobs.put_upload(Bytes::new(), "text/plain", "", HOUR, &Owner::anyone()).await.unwrap();
+        // By `sha256sum`.
+        assert_eq!(put.sha256, "409161981f6ba7ce8757e770b659abf9efe34475adc9b34e2833d2fbc716d03c");
+        drop(blobs);
+        std::fs::write(folder.path().join(&put.id.0[..2]).join(format!("{}#1", put.id)), b"half").unwrap();
+
+        let again = store(folder.path()).await;
+        let (meta, bytes) = again.get(&put.id).await.unwrap();
+        assert_eq!((&*meta, &bytes[..]), (&*put, PNG));
+        assert_eq!(again.get(&empty.id).await.unwrap().1, Bytes::new());
+        assert_eq!(again.used(), (2, PNG.len() as u64));
+        assert_eq!(again.url(&put.id, "http://host/"), format!("http://host/files/{}/0.png", put.id));
+        let half = std::fs::read_dir(folder.path().join(&put.id.0[..2])).unwrap().flatten();
+        assert!(!half.into_iter().any(|file| file.file_name().to_string_lossy().contains('#')), "a half file stays");
+
+        again.delete(&put.id).await.unwrap();
+        assert_eq!(again.get(&put.id).await.unwrap_err(), not_found());
+    }
+
+    #[tokio::test]
+    async fn time_ends_a_blob() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = store(folder.path()).await;
+        let put = blobs.put(Bytes::from_static(PNG), "image/png", "a", Duration::ZERO, &Owner::anyone()).await.unwrap();
+        assert!(blobs.meta(&put.id).is_none(), "it is over at once");
+        assert_eq!(blobs.sweep().await, 1);
+        assert_eq!(blobs.used(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn the_quota_spares_what_is_young_and_what_jobs_wait_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = store(folder.path()).await;
+        let (rich, poor) = (Owner("rich".into()), Owner("poor".into()));
+        let bytes = |n: usize| Bytes::from(vec![7; n]);
+        let mut ids = Vec::new();
+        for (owner, size) in [(&rich, 400), (&rich, 200), (&poor, 200)] {
+            ids.push(blobs.put(bytes(size), "image/png", "a", HOUR, owner).await.unwrap().id.clone());
+        }
+        blobs.put_internal(bytes(100), "image/png", "a", HOUR, &rich).await.unwrap();
+        let refused = blobs.put(bytes(300), "image/png", "a", HOUR, &poor).await.unwrap_err();
+        assert!(matches!(refused, Fault::Unavailable(_)), "{refused}");
+        assert_eq!(blobs.used().1, 900, "what was refused is not counted");
+
+        // All of them grow old.
+        for entry in blobs.index().entries.values_mut() {
+            let mut blob = Blob::clone(&entry.blob);
+            blob.created -= 2 * SAFE_FOR;
+            entry.blob = blob.into();
+        }
+        blobs.put(bytes(300), "image/png", "a", HOUR, &poor).await.unwrap();
+        assert_eq!(blobs.used().1, 900 - 400 + 300, "the oldest of the one who holds the most went, and no other");
+        assert!(blobs.meta(&ids[0]).is_none() && blobs.meta(&ids[1]).is_some() && blobs.meta(&ids[2]).is_some());
+        assert!(matches!(blobs.put(bytes(1001), "image/png", "a", HOUR, &poor).await, Err(Fault::TooLarge(_))));
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_is_none_is_a_sentence_without_its_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        let Err(fault) = Blobs::open(&Place::Folder(file.join("sub")), 1000).await else { panic!("it opened") };
+        assert!(
+            matches!(&fault, Fault::Unavailable(said) if !said.contains(folder.path().to_str().unwrap())),
+            "{fault}"
+        );
+    }
+
+    #[test]
+    fn names_mean_nothing_to_a_path() {
+        for (asked, kept) in [
+            ("../../etc/passwd", "passwd"),
+            ("a b\r\n.png", "a_b__.png"),
+            ("..", "file"),
+            ("C:\\x\\.htaccess", "htaccess"),
+        ] {
+            assert_eq!(file_name(asked), kept);
+        }
+        for wrong in
+            ["", "../../../../etc/passwd", "0123456789ABCDEF0123456789ABCDEF", "0123456789abcdef0123456789abcde/"]
+        {
+            assert!(wrong.parse::<BlobId>().is_err(), "{wrong}");
+            assert!(BlobId(wrong.into()).place().is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_claim_to_be_a_picture_is_not_believed() {
+        let of = |bytes: &[u8], claimed| media_type(bytes, claimed, Purpose::Upload);
+        assert_eq!(of(b"<svg onload=alert(1)>", "image/svg+xml"), "application/octet-stream");
+        assert_eq!(of(b"<html>", "image/png"), "application/octet-stream");
+        assert_eq!(of(PNG, "text/html"), "image/png");
+        assert_eq!(of(b"{}", "application/json; charset=utf-8"), "application/json");
+        assert_eq!(of(b"{}", "a/b\r\nx: y"), "application/octet-stream");
+    }
+
+    #[test]
+    fn a_full_disk_is_said_so() {
+        let full = |kind| {
+            fault(&object_store::Error::Generic { store: "LocalFileSystem", source: io::Error::from(kind).into() })
+        };
+        assert_eq!(full(io::ErrorKind::StorageFull), Fault::Unavailable("the server's disk is full".into()));
+        let read_only = Fault::Unavailable("the server may not write to its folder".into());
+        assert_eq!(full(io::ErrorKind::ReadOnlyFilesystem), read_only);
+    }
+}

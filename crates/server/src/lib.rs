@@ -10,4 +10,5 @@ pub mod blobs;
 pub mod dialect;
 pub mod error;
 pub mod fields;
+pub mod files;
 pub mod job;
