@@ -11,4 +11,5 @@ pub mod dialect;
 pub mod error;
 pub mod fields;
 pub mod files;
+pub mod http;
 pub mod job;

@@ -1,0 +1,107 @@
+//! HTTP around the dialects: bodies in, answers out. What all of them need is here.
+
+pub mod form;
+pub mod patience;
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header},
+    response::sse::{Event, KeepAlive, Sse},
+};
+use futures_util::Stream;
+use serde_json::{Map, Value};
+
+use crate::{
+    dialect::Retry,
+    error::{Fault, Rule},
+};
+
+/// How often a stream that has nothing to say shows that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// An answer in JSON. `application/json` and nothing else: `@fal-ai/client` takes no other type for an error.
+pub fn json(status: u16, retry: Retry, body: &Value) -> Response<Body> {
+    let mut answer = Response::new(Body::from(body.to_string()));
+    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    retry_headers(headers, retry);
+    answer
+}
+
+/// What `retry` says, as headers.
+pub fn retry_headers(headers: &mut HeaderMap, retry: Retry) {
+    if let Some(seconds) = retry.after {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if retry.never {
+        headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
+    }
+}
+
+/// Events, with comments in between so that nobody thinks the connection is dead. Dropping the answer drops `events`.
+pub fn events<S>(events: S) -> Response<Body>
+where
+    S: Stream<Item = Event> + Send + 'static,
+{
+    use axum::response::IntoResponse;
+    use futures_util::StreamExt;
+
+    let events = events.map(Ok::<_, std::convert::Infallible>);
+    let mut answer = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE).text("")).into_response();
+    // nginx holds answers back otherwise.
+    answer.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+    answer
+}
+
+/// A body that has to be a JSON object.
+///
+/// # Errors
+/// [`Fault::Invalid`] about `body`.
+pub fn object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
+    let wrong = |message: String| Fault::invalid("body", Rule::Body, message);
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(wrong("has to be a JSON object".into())),
+        // The error tells line and column, and nothing of the content.
+        Err(error) => Err(wrong(format!("is not JSON: {error}"))),
+    }
+}
+
+/// A header's text, if there is one that is text.
+pub fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// A seed that people can write down and JavaScript does not round: 0 to 2³² − 1.
+pub fn random_seed() -> u64 {
+    u64::from(u32::from_le_bytes(random()))
+}
+
+/// Random bytes from the operating system.
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    // Linux, macOS and Windows do not fail here; a program that cannot get random bytes must not make up secrets.
+    if getrandom::fill(&mut bytes).is_err() {
+        std::process::abort();
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_is_an_object_or_an_error_about_it() {
+        assert_eq!(object(br#"{"a": 1}"#).unwrap()["a"], 1);
+        let deep = "[".repeat(100_000);
+        for wrong in [&b"[1]"[..], b"", b"{", b"\xff", deep.as_bytes(), br#"{"a": 1} x"#] {
+            let Err(Fault::Invalid(problems)) = object(wrong) else { panic!("taken") };
+            assert_eq!((problems[0].field.as_str(), &problems[0].rule), ("body", &Rule::Body));
+        }
+    }
+}
