@@ -1,9 +1,34 @@
 //! Vendors' words: their JSON to an [`crate::ask::Ask`], and what became of it back to their JSON. Pure functions, one module for
 //! each vendor; the HTTP around them is in `crate::http`.
 
+pub mod fal;
 pub mod native;
 pub mod openai;
+pub mod replicate;
 pub mod sdapi;
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, SecondsFormat};
+use serde_json::{Map, Value};
+
+use crate::{
+    ask::OutputSize,
+    error::{Fault, Rule},
+    job::Millis,
+};
+
+/// Characters of the longest prompt taken; the model reads 512 tokens of it.
+pub const LONGEST_PROMPT: usize = 32_000;
+
+/// Pixels of the longest side that vendors take.
+pub const LONGEST_SIDE: u32 = 14_142;
+
+/// Pixels of the largest picture that vendors make: 2048×2048.
+pub const MOST_PIXELS: u64 = 4 << 20;
+
+/// Seeds that can be given; negative ones ask for a random one.
+pub const SEEDS: (i128, i128) = (i64::MIN as i128, u64::MAX as i128);
 
 /// What an error says about asking again, for the answer's headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -12,4 +37,170 @@ pub struct Retry {
     pub after: Option<u32>,
     /// Not worth it: clients that ask again by themselves are told not to.
     pub never: bool,
+}
+
+/// What a dialect answers, before it becomes HTTP.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// Headers beside `Content-Type: application/json`, lower-case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: Value,
+}
+
+impl Answer {
+    /// A body without further headers.
+    pub fn new(status: u16, body: Value) -> Self {
+        Self { status, headers: Vec::new(), body }
+    }
+
+    /// With a header more.
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// The seed asked for; where there is none or a negative one, the random one given. Random ones have 32 bits: JavaScript rounds
+/// whole numbers above 2⁵³, so its users could not ask for larger ones again.
+pub fn seed(given: Option<i128>, random: u32) -> u64 {
+    given.and_then(|seed| u64::try_from(seed).ok()).unwrap_or_else(|| u64::from(random))
+}
+
+/// A size asked for in pixels.
+///
+/// # Errors
+/// [`Fault::Invalid`] about `field` if no model can make it.
+pub fn exact_size(field: &str, width: u32, height: u32) -> Result<OutputSize, Fault> {
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let message =
+            format!("{width}x{height} has more than {MOST_PIXELS} pixels, as many as 2048x2048; ask for fewer");
+        return Err(Fault::invalid(field, Rule::Other, message));
+    }
+    Ok(OutputSize::Exact { width, height })
+}
+
+/// `2026-11-21T09:40:39.730000Z`.
+pub fn instant(at: Millis) -> String {
+    DateTime::from_timestamp_millis(at).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Micros, true)
+}
+
+/// `2026-11-21T09:40:39.730000+00:00`, for readers that know no `Z` (Python before 3.11).
+pub fn instant_with_offset(at: Millis) -> String {
+    DateTime::from_timestamp_millis(at).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Micros, false)
+}
+
+/// The object that a body is.
+///
+/// # Errors
+/// [`Fault::Invalid`] about the body.
+pub fn object(body: &Value) -> Result<&Map<String, Value>, Fault> {
+    body.as_object().ok_or_else(|| Fault::invalid("body", Rule::Body, "has to be a JSON object"))
+}
+
+/// The value with its data URIs shortened to what a person can read: for bodies that are shown again.
+pub fn without_data(value: &Value) -> Value {
+    /// Characters of a data URI that are kept.
+    const KEPT: usize = 64;
+    match value {
+        Value::String(text) if text.len() > KEPT && is_data(text) => {
+            let kept: String = text.chars().take(KEPT).collect();
+            Value::String(format!("{kept}..."))
+        }
+        Value::Array(items) => items.iter().map(without_data).collect(),
+        Value::Object(members) => {
+            Value::Object(members.iter().map(|(name, value)| (name.clone(), without_data(value))).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// Whether a URL carries its bytes in itself.
+pub fn is_data(url: &str) -> bool {
+    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
+}
+
+/// JSON on one line with all but ASCII escaped: some clients decode each piece of a stream on its own and would break characters
+/// that two pieces share.
+pub fn ascii_json(value: &Value) -> String {
+    let text = value.to_string();
+    if text.is_ascii() {
+        return text;
+    }
+    let mut ascii = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        if character.is_ascii() {
+            ascii.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                let _ = write!(ascii, "\\u{unit:04x}"); // a string takes everything
+            }
+        }
+    }
+    ascii
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}"); // a string takes everything
+        text
+    })
+}
+
+/// A number as JSON writes it: `4`, not `4.0`.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 9_007_199_254_740_992.0 {
+        Value::from(value as i64)
+    } else {
+        Value::from(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn seeds_are_taken_whole_and_chosen_where_there_is_none() {
+        assert_eq!(seed(Some(17454220438242315174), 5), 17454220438242315174);
+        assert_eq!(seed(Some(0), 5), 0);
+        assert_eq!(seed(Some(-1), 5), 5);
+        assert_eq!(seed(None, u32::MAX), u64::from(u32::MAX));
+    }
+
+    #[test]
+    fn instants_have_microseconds_and_a_zone() {
+        assert_eq!(instant(1_763_718_039_730), "2025-11-21T09:40:39.730000Z");
+        assert_eq!(instant_with_offset(1_763_718_039_730), "2025-11-21T09:40:39.730000+00:00");
+        assert_eq!(instant(i64::MAX), "1970-01-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn data_is_shortened_wherever_it_stands() {
+        let long = format!("data:image/png;base64,{}", "A".repeat(1000));
+        let told = without_data(&json!({"a": [long], "b": {"c": "data:,x"}, "prompt": "B".repeat(100)}));
+        assert_eq!(told["a"][0].as_str().unwrap().len(), 67);
+        assert_eq!(told["b"]["c"], "data:,x");
+        assert_eq!(told["prompt"].as_str().unwrap().len(), 100);
+    }
+
+    #[test]
+    fn ascii_json_reads_back() {
+        let value = json!({"prompt": "Füchsin 🦊 \"\n"});
+        let text = ascii_json(&value);
+        assert!(text.is_ascii());
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+        assert_eq!(ascii_json(&json!("🦊")), r#""\ud83e\udd8a""#);
+    }
+
+    #[test]
+    fn sizes_end_at_four_megapixels() {
+        assert_eq!(exact_size("s", 2048, 2048), Ok(OutputSize::Exact { width: 2048, height: 2048 }));
+        assert!(exact_size("s", 2049, 2048).unwrap_err().to_string().starts_with("s: 2049x2048"));
+    }
 }
