@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clients;
 mod source;
 mod tidy;
 
@@ -18,6 +19,7 @@ const HELP: &str = "\
 usage: cargo xtask COMMAND
 
   test [ARGS]  all tests: units, goldens against the references, the command line, the documentation's examples
+  clients [X]  the vendors' own clients against 'darkroom serve'; X: only scripts whose names hold it
   tidy         the house rules: who may import whom, where unsafe may stand, headers, links
   ci           formatting, lints, tidy and all tests; stops at the first failure
 
@@ -34,6 +36,8 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let passed = match args.as_slice() {
         ["test", rest @ ..] => test(rest),
+        ["clients"] => clients(""),
+        ["clients", only] => clients(only),
         ["tidy"] => tidy(),
         ["ci"] => ci(),
         ["help" | "-h" | "--help"] => {
@@ -70,6 +74,11 @@ fn test(args: &[&str]) -> bool {
     }
     all.extend(args);
     cargo("tests", &all)
+}
+
+/// The vendors' clients against the program as it is built now.
+fn clients(only: &str) -> bool {
+    cargo("the program", &["build", "-p", "darkroom"]) && clients::run(&root(), &clients::target(&root()), only)
 }
 
 fn tidy() -> bool {

@@ -13,3 +13,4 @@ pub mod fields;
 pub mod files;
 pub mod http;
 pub mod job;
+pub mod openapi;

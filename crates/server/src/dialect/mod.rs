@@ -30,15 +30,6 @@ pub const MOST_PIXELS: u64 = 4 << 20;
 /// Seeds that can be given; negative ones ask for a random one.
 pub const SEEDS: (i128, i128) = (i64::MIN as i128, u64::MAX as i128);
 
-/// What an error says about asking again, for the answer's headers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retry {
-    /// Worth it after so many seconds.
-    pub after: Option<u32>,
-    /// Not worth it: clients that ask again by themselves are told not to.
-    pub never: bool,
-}
-
 /// What a dialect answers, before it becomes HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
@@ -60,6 +51,11 @@ impl Answer {
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// Worth asking again after so many seconds.
+    pub fn retry_after(self, seconds: u32) -> Self {
+        self.with("retry-after", seconds.to_string())
     }
 }
 

@@ -3,7 +3,7 @@
 use flux::sizes::Wish;
 use serde_json::{Map, Value, json};
 
-use super::{Retry, openai};
+use super::{Answer, instant, openai};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     error::{Fault, Rule},
@@ -205,23 +205,16 @@ pub fn job(job: &JobView, base: &str, url: &dyn Fn(&crate::job::Made) -> String)
     json!({
         "id": job.id, "state": job.state, "endpoint": job.endpoint, "model": ask.map(|ask| &ask.model),
         "seed": ask.map(|ask| ask.seed), "position": job.position, "progress": job.progress,
-        "accepted": time(job.accepted), "started": job.started.map(time), "finished": job.finished.map(time),
+        "accepted": instant(job.accepted), "started": job.started.map(instant), "finished": job.finished.map(instant),
         "seconds": match job.outcome.as_deref() {
             Some(crate::job::Outcome::Succeeded { seconds, .. }) => json!(seconds),
             _ => Value::Null,
         },
         "pictures": pictures,
         "error": job.fault().map(fault_body),
-        "logs": job.logs.iter().map(|line| json!({"at": time(line.at), "message": line.message})).collect::<Vec<_>>(),
+        "logs": job.logs.iter().map(|line| json!({"at": instant(line.at), "message": line.message})).collect::<Vec<_>>(),
         "urls": {"self": here, "events": format!("{here}/events"), "cancel": format!("{here}/cancel")},
     })
-}
-
-/// RFC 3339 with milliseconds, UTC.
-pub fn time(millis: Millis) -> String {
-    chrono::DateTime::from_timestamp_millis(millis)
-        .unwrap_or_default()
-        .to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
 }
 
 fn fault_body(fault: &Fault) -> Value {
@@ -255,21 +248,26 @@ fn fault_body(fault: &Fault) -> Value {
     body
 }
 
-/// An error: status, headers and body.
-pub fn error(fault: &Fault) -> (u16, Retry, Value) {
-    let (status, after) = match fault {
-        Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => (422, None),
-        Fault::UnknownModel(_) | Fault::NotFound(_) => (404, None),
-        Fault::Unauthenticated => (401, None),
-        Fault::Forbidden(_) => (403, None),
-        Fault::TooLarge(_) => (413, None),
-        Fault::Full { retry_after, .. } => (429, Some(*retry_after)),
-        Fault::TimedOut(_) => (504, None),
-        Fault::Cancelled => (499, None),
-        Fault::Failed(_) => (500, None),
-        Fault::Unavailable(_) => (503, Some(5)),
+/// A fault: its code, a sentence and, where there are some, the fields that are wrong.
+pub fn error(fault: &Fault) -> Answer {
+    let status = match fault {
+        Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => 422,
+        Fault::UnknownModel(_) | Fault::NotFound(_) => 404,
+        Fault::Unauthenticated => 401,
+        Fault::Forbidden(_) => 403,
+        Fault::TooLarge(_) => 413,
+        Fault::Full { .. } => 429,
+        Fault::TimedOut(_) => 504,
+        Fault::Cancelled => 499,
+        Fault::Failed(_) => 500,
+        Fault::Unavailable(_) => 503,
     };
-    (status, Retry { after, never: false }, json!({"error": fault_body(fault)}))
+    let answer = Answer::new(status, json!({"error": fault_body(fault)}));
+    match fault {
+        Fault::Full { retry_after, .. } => answer.retry_after(*retry_after),
+        Fault::Unavailable(_) => answer.retry_after(5),
+        _ => answer,
+    }
 }
 
 #[cfg(test)]
@@ -319,6 +317,6 @@ mod tests {
     }
 
     fn asked_is_refused(body: &Value) -> bool {
-        asked(body).is_err_and(|fault| error(&fault).0 == 422)
+        asked(body).is_err_and(|fault| error(&fault).status == 422)
     }
 }

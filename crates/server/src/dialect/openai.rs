@@ -8,7 +8,7 @@ use flux::{
 };
 use serde_json::{Map, Value, json};
 
-use super::Retry;
+use super::Answer;
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     error::{Fault, PictureFault, Problem, Rule, Stage},
@@ -372,12 +372,13 @@ pub fn event(route: Route, common: &Common, base64: &str, partial: Option<u32>, 
     (name, Value::Object(data))
 }
 
-/// An error: status, headers and body.
-pub fn error(fault: &Fault) -> (u16, Retry, Value) {
+/// A fault in the clients' shape.
+pub fn error(fault: &Fault) -> Answer {
     const INVALID: &str = "invalid_request_error";
-    let body = |message: String, kind: &str, code: Option<&str>, param: Option<&str>| json!({"error": {"message": message, "type": kind, "code": code, "param": param}});
     let message = fault.to_string();
-    let plain = Retry::default();
+    let error = |status, kind: &str, code: Option<&str>, param: Option<&str>| {
+        Answer::new(status, json!({"error": {"message": message, "type": kind, "code": code, "param": param}}))
+    };
     match fault {
         Fault::Invalid(problems) => {
             let first = problems.first();
@@ -386,8 +387,9 @@ pub fn error(fault: &Fault) -> (u16, Retry, Value) {
                 Some(Rule::Missing) => "missing_required_parameter",
                 _ => "invalid_value",
             };
-            let message = problems.iter().map(sentence).collect::<Vec<_>>().join(" ");
-            (400, plain, body(message, INVALID, Some(code), param))
+            let mut answer = error(400, INVALID, Some(code), param);
+            answer.body["error"]["message"] = problems.iter().map(sentence).collect::<Vec<_>>().join(" ").into();
+            answer
         }
         Fault::Picture { field, kind, .. } => {
             let code = match kind {
@@ -396,33 +398,30 @@ pub fn error(fault: &Fault) -> (u16, Retry, Value) {
                 PictureFault::TooLarge => "image_too_large",
                 PictureFault::TooSmall => "image_too_small",
             };
-            (400, plain, body(message, INVALID, Some(code), Some(field)))
+            error(400, INVALID, Some(code), Some(field))
         }
-        Fault::NotFound(_) => (404, plain, body(message, INVALID, None, None)),
-        Fault::UnknownModel(_) => (404, plain, body(message, INVALID, Some("model_not_found"), Some("model"))),
-        Fault::Unauthenticated => (401, plain, body(message, INVALID, Some("invalid_api_key"), None)),
-        Fault::Forbidden(_) => (403, plain, body(message, INVALID, Some("permission_denied"), None)),
-        Fault::TooLarge(_) => (413, plain, body(message, INVALID, None, None)),
+        Fault::NotFound(_) => error(404, INVALID, None, None),
+        Fault::UnknownModel(_) => error(404, INVALID, Some("model_not_found"), Some("model")),
+        Fault::Unauthenticated => error(401, INVALID, Some("invalid_api_key"), None),
+        Fault::Forbidden(_) => error(403, INVALID, Some("permission_denied"), None),
+        Fault::TooLarge(_) => error(413, INVALID, None, None),
         Fault::Full { retry_after, .. } => {
-            let retry = Retry { after: Some(*retry_after), ..plain };
-            (429, retry, body(message, "rate_limit_error", Some("rate_limit_exceeded"), None))
+            error(429, "rate_limit_error", Some("rate_limit_exceeded"), None).retry_after(*retry_after)
         }
         Fault::Flagged { stage, categories, .. } => {
             let stage = match stage {
                 Stage::Prompt => "input",
                 Stage::Picture => "output",
             };
-            let mut body = body(message, "image_generation_user_error", Some("moderation_blocked"), None);
-            body["error"]["moderation_details"] = json!({"moderation_stage": stage, "categories": categories});
-            (400, plain, body)
+            let mut answer = error(400, "image_generation_user_error", Some("moderation_blocked"), None);
+            answer.body["error"]["moderation_details"] = json!({"moderation_stage": stage, "categories": categories});
+            answer
         }
-        // 408 and 504 would be asked again, and computed again.
+        // Not 408 or 504, which clients would ask again by themselves, and have computed again.
         Fault::TimedOut(_) | Fault::Cancelled | Fault::Failed(_) => {
-            (500, Retry { never: true, ..plain }, body(message, "server_error", None, None))
+            error(500, "server_error", None, None).with("x-should-retry", "false")
         }
-        Fault::Unavailable(_) => {
-            (503, Retry { after: Some(5), ..plain }, body(message, "server_error", Some("unavailable"), None))
-        }
+        Fault::Unavailable(_) => error(503, "server_error", Some("unavailable"), None).retry_after(5),
     }
 }
 
@@ -480,7 +479,7 @@ mod tests {
         assert_eq!(edit.ask.size, OutputSize::Follow { most: 2048, multiple: 1 });
         for wrong in ["big", "0x5", "15000x10", "3000x3000", "-1x5"] {
             let fault = asked(Route::Generations, &json!({"prompt": "x", "size": wrong}), 0).unwrap_err();
-            let (status, _, body) = error(&fault);
+            let Answer { status, body, .. } = error(&fault);
             assert_eq!(
                 (status, &body["error"]["param"], &body["error"]["code"]),
                 (400, &json!("size"), &json!("invalid_value")),
@@ -504,7 +503,7 @@ mod tests {
             (Route::Edits, json!({}), "prompt"),
             (Route::Generations, json!({"prompt": " "}), "prompt"),
         ] {
-            let (status, _, body) = error(&asked(route, &body, 0).unwrap_err());
+            let Answer { status, body, .. } = error(&asked(route, &body, 0).unwrap_err());
             assert_eq!((status, &body["error"]["param"]), (400, &json!(field)));
             assert_eq!(body["error"]["code"], "missing_required_parameter");
         }
@@ -538,14 +537,14 @@ mod tests {
             (Fault::TooLarge("x".into()), 413, "invalid_request_error", Value::Null),
         ];
         for (fault, status, kind, code) in faults {
-            let (is, rates, body) = error(&fault);
+            let Answer { status: is, headers, body } = error(&fault);
             assert_eq!((is, &body["error"]["type"], &body["error"]["code"]), (status, &json!(kind), &code), "{fault}");
             assert!(body["error"]["message"].is_string() && body["error"].get("param").is_some());
-            assert_eq!(rates.after.is_some(), status == 429);
-            assert_eq!(rates.never, status == 500);
+            assert_eq!(headers.iter().any(|(name, _)| *name == "retry-after"), status == 429);
+            assert_eq!(headers.iter().any(|(name, _)| *name == "x-should-retry"), status == 500);
         }
         let flagged = Fault::Flagged { stage: Stage::Picture, categories: vec!["sexual".into()], message: "x".into() };
-        let (status, _, body) = error(&flagged);
+        let Answer { status, body, .. } = error(&flagged);
         assert_eq!((status, &body["error"]["code"]), (400, &json!("moderation_blocked")));
         assert_eq!(body["error"]["moderation_details"]["moderation_stage"], "output");
     }

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Retry, openai::exact};
+use super::{Answer, openai::exact};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, Previews, Source},
     error::{Fault, Rule},
@@ -199,23 +199,27 @@ pub fn progress(job: Option<&JobView>, preview: Option<&str>, now: crate::job::M
     })
 }
 
-/// An error: status, headers and body.
-pub fn error(fault: &Fault) -> (u16, Retry, Value) {
-    let (status, retry) = match fault {
-        Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => (422, Retry::default()),
-        Fault::UnknownModel(_) | Fault::NotFound(_) => (404, Retry::default()),
-        Fault::Unauthenticated => (401, Retry::default()),
-        Fault::Forbidden(_) => (403, Retry::default()),
-        Fault::TooLarge(_) => (413, Retry::default()),
-        Fault::Full { retry_after, .. } => (429, Retry { after: Some(*retry_after), never: false }),
-        Fault::TimedOut(_) | Fault::Cancelled | Fault::Failed(_) => (500, Retry::default()),
-        Fault::Unavailable(_) => (503, Retry { after: Some(5), never: false }),
+/// A fault in the clients' shape.
+pub fn error(fault: &Fault) -> Answer {
+    let status = match fault {
+        Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => 422,
+        Fault::UnknownModel(_) | Fault::NotFound(_) => 404,
+        Fault::Unauthenticated => 401,
+        Fault::Forbidden(_) => 403,
+        Fault::TooLarge(_) => 413,
+        Fault::Full { .. } => 429,
+        Fault::TimedOut(_) | Fault::Cancelled | Fault::Failed(_) => 500,
+        Fault::Unavailable(_) => 503,
     };
-    (
-        status,
-        retry,
-        json!({"error": "HTTPException", "detail": fault.to_string(), "body": "", "errors": fault.to_string()}),
-    )
+    let message = fault.to_string();
+    let answer =
+        Answer::new(status, json!({"error": "HTTPException", "detail": message, "body": "", "errors": message}));
+    match fault {
+        Fault::Full { retry_after, .. } => answer.retry_after(*retry_after),
+        // Browsers and clients ask for the key then.
+        Fault::Unauthenticated => answer.with("www-authenticate", "Basic realm=\"darkroom\""),
+        _ => answer,
+    }
 }
 
 /// A model of the shelf in this dialect's list.
@@ -283,7 +287,7 @@ mod tests {
             (url.as_str(), field.as_str()),
             ("data:application/octet-stream;base64,iVBORw0KGgo=", "init_images")
         );
-        let (status, _, body) = error(&asked(&json!({"prompt": "x", "init_images": []}), true).unwrap_err());
+        let Answer { status, body, .. } = error(&asked(&json!({"prompt": "x", "init_images": []}), true).unwrap_err());
         assert_eq!(status, 422);
         assert!(body["detail"].as_str().unwrap().starts_with("init_images"), "{body}");
     }

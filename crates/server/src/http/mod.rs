@@ -14,32 +14,31 @@ use futures_util::Stream;
 use serde_json::{Map, Value};
 
 use crate::{
-    dialect::Retry,
+    dialect::Answer,
     error::{Fault, Rule},
 };
 
 /// How often a stream that has nothing to say shows that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// An answer in JSON. `application/json` and nothing else: `@fal-ai/client` takes no other type for an error.
-pub fn json(status: u16, retry: Retry, body: &Value) -> Response<Body> {
-    let mut answer = Response::new(Body::from(body.to_string()));
-    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = answer.headers_mut();
+/// What a dialect answers as HTTP. `application/json` and nothing else: `@fal-ai/client` takes no other type for an error.
+pub fn respond(answer: &Answer) -> Response<Body> {
+    let mut response = Response::new(Body::from(answer.body.to_string()));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    retry_headers(headers, retry);
-    answer
+    for (name, value) in &answer.headers {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    response
 }
 
-/// What `retry` says, as headers.
-pub fn retry_headers(headers: &mut HeaderMap, retry: Retry) {
-    if let Some(seconds) = retry.after {
-        headers.insert(header::RETRY_AFTER, seconds.into());
-    }
-    if retry.never {
-        headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
-    }
+/// A body with status 200.
+pub fn good(body: Value) -> Response<Body> {
+    respond(&Answer::new(200, body))
 }
 
 /// Events, with comments in between so that nobody thinks the connection is dead. Dropping the answer drops `events`.

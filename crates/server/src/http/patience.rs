@@ -5,24 +5,19 @@
 
 use std::{convert::Infallible, time::Duration};
 
+use crate::dialect::Answer;
 use axum::{
     body::Body,
     http::{HeaderValue, Response, header},
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use serde_json::Value;
-
-use crate::dialect::Retry;
 
 /// How long an answer is waited for with nothing said. Below the shortest patience among clients that were seen: 60 s.
 const QUIET: Duration = Duration::from_secs(50);
 
 /// Between two spaces.
 const PAUSE: Duration = Duration::from_secs(10);
-
-/// A status, headers and a body.
-pub type Answer = (u16, Retry, Value);
 
 /// Waits for `answer`, which is dropped when the caller goes away.
 pub async fn patient<F>(answer: F) -> Response<Body>
@@ -37,10 +32,10 @@ where
     F: Future<Output = Answer> + Send + 'static,
 {
     let mut answer = Box::pin(answer);
-    if let Ok((status, retry, body)) = tokio::time::timeout(quiet, &mut answer).await {
-        return super::json(status, retry, &body);
+    if let Ok(answer) = tokio::time::timeout(quiet, &mut answer).await {
+        return super::respond(&answer);
     }
-    let end = stream::once(answer).map(|(_, _, body)| Bytes::from(body.to_string()));
+    let end = stream::once(answer).map(|answer| Bytes::from(answer.body.to_string()));
     let mut response = Response::new(Body::from_stream(spaced(pause, end).map(Ok::<_, Infallible>)));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
@@ -63,14 +58,14 @@ fn spaced(
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
     async fn answered_after(millis: u64) -> (u16, Bytes) {
         let answer = async move {
             tokio::time::sleep(Duration::from_millis(millis)).await;
-            (418, Retry::default(), json!({"a": 1}))
+            Answer::new(418, json!({"a": 1}))
         };
         let response = within(Duration::from_millis(40), Duration::from_millis(10), answer).await;
         (response.status().as_u16(), response.into_body().collect().await.unwrap().to_bytes())
