@@ -500,7 +500,7 @@ async fn sha256(bytes: Bytes) -> Result<String, Fault> {
     tokio::task::spawn_blocking(hash).await.map_err(|_| Fault::Failed("a file could not be hashed".into()))
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     use fmt::Write;
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

@@ -6,11 +6,15 @@
 #![forbid(unsafe_code)]
 
 pub mod ask;
+pub mod auth;
 pub mod blobs;
+pub mod config;
 pub mod dialect;
 pub mod error;
 pub mod fields;
 pub mod files;
+pub mod guard;
 pub mod http;
 pub mod job;
+pub mod metrics;
 pub mod openapi;
