@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use flux::{
     Event, Generated, LoadOptions, Pipeline, Request, Watch,
@@ -19,6 +19,7 @@ use flux::{
     noise::Noise,
     pixels::Rgb8,
     recipe::Recipe,
+    safety::Scores,
 };
 
 use crate::{
@@ -31,6 +32,7 @@ use crate::{
     progress::Progress,
     readable::shown,
     recipe_args::{self, RecipeArgs},
+    safety_args::SafetyArgs,
     sampling_args::SamplingArgs,
     show,
     size_args::SizeArgs,
@@ -119,6 +121,8 @@ pub(crate) struct Args {
     quiet: bool,
 
     #[command(flatten)]
+    safety: SafetyArgs,
+    #[command(flatten)]
     lora: LoraArgs,
     #[command(flatten)]
     compute: ComputeArgs,
@@ -142,12 +146,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let prompt = prompt(args, recipe.as_ref())?;
     let batch = args.batch.or(recipe.as_ref().and_then(|recipe| recipe.batch)).unwrap_or(1);
     let template = template(args, batch)?;
+    let safety = args.safety.policy()?;
     let cancel = cancel_on_interrupt()?;
 
     let start = Instant::now();
     let mut watch = Follow::new(Progress::new(args.quiet), cancel);
     let compute = args.compute.options();
     let options = LoadOptions {
+        safety: Some(safety),
         prompt_cache: args.cache.cache(),
         upscaler: recipe_args::upscaler(&args.size, recipe.as_ref())?,
         precision: compute.precision.or(recipe.as_ref().and_then(|recipe| recipe.precision)),
@@ -173,7 +179,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     let mut written = Vec::new();
     let mut failure = None;
-    pipeline.generate_each(&request, &mut watch, &mut |generated| match save(
+    let made = pipeline.generate_each(&request, &mut watch, &mut |generated| match save(
         args, &template, &request, &pipeline, &generated,
     ) {
         Ok(file) => {
@@ -185,7 +191,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             failure = Some(error);
             ControlFlow::Break(())
         }
-    })?;
+    });
+    // What was made before a picture was refused is there, and told.
+    let refused = match made {
+        Err(flux::Error::Refused(refused)) => Some(refused),
+        made => made.map(|()| None)?,
+    };
     watch.progress.done();
     if let Some(previews) = &watch.previews {
         previews.remove();
@@ -196,7 +207,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if let Some(error) = failure {
         return Err(error);
     }
-    report(args, &pipeline, &request, &written, start.elapsed().as_secs_f64())
+    if refused.is_none() || !written.is_empty() {
+        report(args, &pipeline, &request, &written, start.elapsed().as_secs_f64())?;
+    }
+    refused.map_or(Ok(()), |refused| Err(flux::Error::from(refused).into()))
 }
 
 fn show_finished(args: &Args, picture: &Rgb8) {
@@ -308,6 +322,9 @@ struct Written {
     width: u32,
     height: u32,
     format: String,
+    /// What the picture gate said, if it is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scores: Option<Scores>,
     /// Velocities.
     evaluations: Evaluated,
     seconds: Seconds,
@@ -356,6 +373,7 @@ fn save(
         width: picture.width(),
         height: picture.height(),
         format: template.format().to_string(),
+        scores: generated.picture.verdict().scores,
         evaluations: Evaluated { computed: generated.evaluations.computed, reused: generated.evaluations.reused },
         seconds: Seconds {
             encode: generated.seconds.encode,
@@ -376,6 +394,7 @@ fn report(args: &Args, pipeline: &Pipeline, request: &Request, written: &[Writte
             "acceleration": request.acceleration.to_string(),
             "guidance": request.guidance,
             "true_cfg": request.true_cfg,
+            "safety": pipeline.safety().name(),
             "loras": pipeline.provenance(request, request.seed).loras,
             "images": written,
             "seconds": seconds,
@@ -412,7 +431,7 @@ fn previews(args: &Args, template: &Template, request: &Request, pipeline: &Pipe
 impl Previews {
     fn take(&self, preview: Rgb8) -> Result<()> {
         // A preview is a picture too: it passes the same gate.
-        let preview = self.safety.review(preview).map_err(flux::Error::from)?;
+        let preview = self.safety.review(preview).map_err(|flagged| anyhow!("{}", flagged.refused()))?;
         if self.show {
             show::show(preview.get(), &mut std::io::stderr())?;
         }

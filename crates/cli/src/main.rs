@@ -15,6 +15,8 @@ mod plan;
 mod progress;
 mod readable;
 mod recipe_args;
+mod review;
+mod safety_args;
 mod sampling_args;
 mod show;
 mod size_args;
@@ -53,6 +55,8 @@ enum Command {
     Convert(Box<convert::Args>),
     /// Make a picture two or four times as large
     Upscale(Box<upscale::Args>),
+    /// Tell what the picture gate says of pictures
+    Review(review::Args),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Upscale(args) => upscale::run(&args),
+        Command::Review(args) => review::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

@@ -85,6 +85,9 @@ impl Progress {
             Event::EncodingPictures => self.stage("encoding the picture"),
             Event::Decoding { picture } => self.stage(&format!("decoding picture {}", picture + 1)),
             Event::Step(step) => self.step(step),
+            Event::Flagged { picture, .. } => {
+                self.note(&format!("picture {} was flagged and is left out", picture + 1));
+            }
             Event::Upscaling { tile, tiles } => self.stage(&format!("enlarging, part {tile} of {tiles}")),
             _ => {}
         }

@@ -11,7 +11,6 @@ use clap::Args as ClapArgs;
 use flux::{
     Watch,
     image_file::{self, Encoding, Format, MetadataLevel, Upscaled},
-    safety::Safety,
     upscale::Upscaler,
 };
 use tensor::Device;
@@ -22,6 +21,7 @@ use crate::{
     output::{self, Template},
     progress::Progress,
     readable::shown,
+    safety_args::SafetyArgs,
     size_args::parse_scale,
 };
 
@@ -55,6 +55,8 @@ pub(crate) struct Args {
     /// The most memory to use, as 2GB [default: what the machine has available]
     #[arg(long, value_name = "SIZE", value_parser = compute_args::parse_bytes)]
     memory_limit: Option<u64>,
+    #[command(flatten)]
+    safety: SafetyArgs,
     /// Print what was made as JSON
     #[arg(long)]
     json: bool,
@@ -65,6 +67,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
+    let safety = args.safety.policy()?;
     let format = output::format(args.format, args.output.as_deref())?;
     let to_stdout = args.output.as_deref() == Some("-");
     if to_stdout && args.json {
@@ -89,7 +92,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     watch.progress.done();
 
     // It leaves as all pictures do: reviewed.
-    let safety = Safety::off();
     let reviewed = safety.review(larger).map_err(flux::Error::from)?;
     let upscaled = Upscaled { scale: args.scale, network: upscaler.name().to_owned() };
     let encoding = Encoding { format, quality: args.quality, metadata: args.metadata };

@@ -55,10 +55,25 @@ impl Error {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("refused by the {policy} policy: {reason}")]
 pub struct Refused {
-    /// Which policy.
-    pub policy: &'static str,
-    /// Why.
+    /// Which policy, by its name.
+    pub policy: String,
+    /// What was refused.
+    pub subject: Subject,
+    /// What it was taken for: `sexual content`, `slurs`, or a category of the operator's list.
+    pub category: String,
+    /// Why, in a sentence that quotes nothing of it.
     pub reason: String,
+}
+
+/// What a policy decides about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// What was asked for.
+    Prompt,
+    /// A picture that somebody gave, as this field.
+    Given(&'static str),
+    /// A picture that was made.
+    Picture,
 }
 
 /// The library's result.

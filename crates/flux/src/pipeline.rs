@@ -25,7 +25,7 @@ use crate::{
     prompt::PromptReader,
     rehearsal,
     request::Request,
-    safety::{Reviewed, Safety},
+    safety::{Held, OnFlagged, Reviewed, Safety},
     schedule::SchedulerConfig,
     styles::{self, StyleEncoder},
     transformer::{Condition, Flux, Rope, guidance_argument},
@@ -68,13 +68,15 @@ pub struct Pipeline {
 /// A finished picture.
 #[derive(Clone, Debug)]
 pub struct Generated {
-    /// The picture, of the size asked for, times `upscale`.
+    /// The picture, of the size asked for, times `upscale`; black if its verdict says that it was flagged.
     pub picture: Reviewed<Rgb8>,
+    /// What waits for a person, if it was flagged and the policy holds such pictures.
+    pub held: Option<Held>,
     /// Which picture of the batch, from 0.
     pub index: u32,
     /// The seed that makes this very picture by itself.
     pub seed: u64,
-    /// The final latents, of the size rendered.
+    /// The final latents, of the size rendered; zeros if the picture was flagged.
     pub latents: Latents,
     /// Seconds by stage.
     pub seconds: Seconds,
@@ -210,6 +212,11 @@ impl Pipeline {
     /// The policy in force.
     pub fn safety(&self) -> &Safety {
         &self.safety
+    }
+
+    /// Puts another policy in force, for the runs that follow; nothing is loaded again.
+    pub fn set_safety(&mut self, safety: Safety) {
+        self.safety = safety;
     }
 
     /// A request with the model's defaults.
@@ -378,10 +385,15 @@ impl Pipeline {
         let plan = self.checked(request)?;
         watch.event(Event::Planned(&plan));
         let prompt = self.safety.screen(&request.prompt)?;
-        let negative = self.safety.screen(request.negative_prompt.as_deref().unwrap_or(""))?;
-        for (_, picture) in request.pictures.all() {
-            self.safety.review(picture.as_ref())?;
+        let negative = self.safety.screen_negative(request.negative_prompt.as_deref().unwrap_or(""));
+        // A mask shows nothing.
+        for (field, picture) in request.pictures.all().filter(|(field, _)| *field != "mask") {
+            self.safety.check_given(field, picture)?;
         }
+        for (picture, _) in request.style_pictures() {
+            self.safety.check_given(request.style_field(), picture)?;
+        }
+        let mut refused = None;
 
         watch.event(Event::Encoding);
         let start = Instant::now();
@@ -471,15 +483,28 @@ impl Pipeline {
                 None => decoded,
                 Some(scale) => self.upscaler(scale)?.upscale(&decoded, watch)?,
             };
-            let reviewed = self.safety.review(finished)?;
             let upscale = start.elapsed().as_secs_f64();
             let seconds = Seconds { encode, denoise, decode, upscale };
-            let generated = Generated { picture: reviewed, index: picture, seed, latents, seconds, evaluations };
+            let (reviewed, held, latents) = match self.safety.review(finished) {
+                Ok(reviewed) => (reviewed, None, latents),
+                Err(flagged) => {
+                    watch.event(Event::Flagged { picture, refused: flagged.refused() });
+                    let on_flagged = self.safety.on_flagged();
+                    if on_flagged == OnFlagged::Refuse {
+                        refused = Some(flagged.into());
+                        continue;
+                    }
+                    // The latents show what the picture does.
+                    let latents = Latents { values: vec![0.0; latents.values.len()], ..latents };
+                    (flagged.blacked(), (on_flagged == OnFlagged::Hold).then(|| flagged.held()), latents)
+                }
+            };
+            let generated = Generated { picture: reviewed, held, index: picture, seed, latents, seconds, evaluations };
             if done(generated).is_break() {
                 break;
             }
         }
-        Ok(())
+        refused.map_or(Ok(()), Err)
     }
 
     /// What the autoencoder says of the request's pictures; nothing is loaded if there are none.

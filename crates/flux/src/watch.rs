@@ -2,7 +2,7 @@
 
 use crate::{
     acceleration::Evaluations,
-    error::{Error, Result},
+    error::{Error, Refused, Result},
     pixels::Rgb8,
     plan::Plan,
 };
@@ -27,6 +27,13 @@ pub enum Event<'a> {
     Decoding {
         /// Which of the batch, from 0.
         picture: u32,
+    },
+    /// A picture was flagged by the safety policy: it is left out, black or held, as the policy says.
+    Flagged {
+        /// Which of the batch, from 0.
+        picture: u32,
+        /// Why.
+        refused: &'a Refused,
     },
     /// A part of a picture is being enlarged.
     Upscaling {

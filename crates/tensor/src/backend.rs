@@ -23,6 +23,8 @@ pub enum Unary {
     QuickGelu,
     /// `max(x, 0)`.
     Relu,
+    /// `min(max(x, 0), 6)`.
+    Relu6,
     /// `x` above 0, `a·x` below; `a` from 0 to 1.
     LeakyRelu(f32),
     /// `tanh(x)`.
@@ -77,9 +79,20 @@ impl Padding {
 
     /// The shape that a convolution of picture `x` with kernel `weight` gives.
     pub(crate) fn output(self, x: Shape, weight: Shape, stride: usize) -> [usize; 3] {
-        let h = (x[0] + self.top + self.bottom - weight[2]) / stride + 1;
-        let w = (x[1] + self.left + self.right - weight[3]) / stride + 1;
+        let [h, w] = self.sides(x, [weight[2], weight[3]], stride);
         [h, w, weight[0]]
+    }
+
+    /// The shape that a convolution of picture `x` with a kernel `[kh, kw, C]` for each channel gives.
+    pub(crate) fn depthwise(self, x: Shape, kernel: Shape, stride: usize) -> [usize; 3] {
+        let [h, w] = self.sides(x, [kernel[0], kernel[1]], stride);
+        [h, w, x[2]]
+    }
+
+    fn sides(self, x: Shape, [kh, kw]: [usize; 2], stride: usize) -> [usize; 2] {
+        let h = (x[0] + self.top + self.bottom - kh) / stride + 1;
+        let w = (x[1] + self.left + self.right - kw) / stride + 1;
+        [h, w]
     }
 }
 
@@ -198,6 +211,17 @@ pub trait Backend: Any + Debug + Send + Sync {
 
     /// Cross-correlation: `x [H, W, in]`, `weight [out, in, kh, kw]`, `bias [out]` → `[H', W', out]`.
     fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor;
+
+    /// Cross-correlation of each channel by itself, with zero padding: `x [H, W, C]`, `kernel [kh, kw, C]`, `bias [C]` →
+    /// `[H', W', C]`.
+    fn depthwise_conv2d(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor;
 
     /// `(x − mean) / √(var + eps)` over the last axis, biased variance.
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor;

@@ -158,6 +158,19 @@ impl Backend for DryRun {
         y
     }
 
+    fn depthwise_conv2d(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        _: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let y = self.moved(x, padding.depthwise(x.shape(), kernel.shape(), stride));
+        self.ledger.work().conv_flop += 2 * (y.shape().count() * kernel.shape()[0] * kernel.shape()[1]) as u64;
+        y
+    }
+
     fn layer_norm(&self, x: &Tensor, _: f32) -> Tensor {
         self.computed(x, x.shape())
     }

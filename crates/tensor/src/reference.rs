@@ -115,6 +115,7 @@ fn apply(f: Unary, x: f64) -> f64 {
         Unary::GeluTanh => 0.5 * x * (1.0 + ((2.0 / consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh()),
         Unary::QuickGelu => x * sigmoid(1.702 * x),
         Unary::Relu => x.max(0.0),
+        Unary::Relu6 => x.clamp(0.0, 6.0),
         Unary::LeakyRelu(a) => x.max(f64::from(a) * x),
         Unary::Tanh => x.tanh(),
         Unary::Affine(a, b) => f64::from(a) * x + f64::from(b),
@@ -220,6 +221,35 @@ impl Backend for Reference {
             y.push(sum as f32);
         }
         result(x, [h_out, w_out, out], y)
+    }
+
+    fn depthwise_conv2d(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let [h, w, c] = [x.shape()[0], x.shape()[1], x.shape()[2]];
+        let [kh, kw] = [kernel.shape()[0], kernel.shape()[1]];
+        let [h_out, w_out, _] = padding.depthwise(x.shape(), kernel.shape(), stride);
+        let mut y = Vec::with_capacity(h_out * w_out * c);
+        for (row, column, channel) in triples(h_out, w_out, c) {
+            let mut sum = bias.map_or(0.0, |b| f64::from(values(b)[channel]));
+            for (i, j, _) in triples(kh, kw, 1) {
+                // Outside of the picture is zero.
+                let (r, s) =
+                    ((row * stride + i).wrapping_sub(padding.top), (column * stride + j).wrapping_sub(padding.left));
+                if r < h && s < w {
+                    let [number, factor] =
+                        [values(x)[(r * w + s) * c + channel], values(kernel)[(i * kw + j) * c + channel]];
+                    sum += f64::from(number) * f64::from(factor);
+                }
+            }
+            y.push(sum as f32);
+        }
+        result(x, [h_out, w_out, c], y)
     }
 
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {

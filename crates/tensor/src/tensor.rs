@@ -210,6 +210,20 @@ impl Tensor {
         self.backend.conv2d(self, weight, bias, stride, padding)
     }
 
+    /// Cross-correlation of each channel by itself, with zero padding: `[H, W, C]` with `kernel [kh, kw, C]` → `[H', W', C]`.
+    #[track_caller]
+    pub fn depthwise_conv2d(&self, kernel: &Self, bias: Option<&Self>, stride: usize, padding: Padding) -> Self {
+        let (x, k) = (self.shape, kernel.shape);
+        assert!(k.rank() == 3, "a kernel for each channel is [kh, kw, C], not {k}");
+        assert!(x.rank() == 3 && x[2] == k[2], "picture {x} does not fit kernel {k}");
+        let [h, w] = [x[0] + padding.top + padding.bottom, x[1] + padding.left + padding.right];
+        assert!(h >= k[0] && w >= k[1] && stride > 0, "picture {x} with {padding:?} is smaller than the kernel {k}");
+        if let Some(bias) = bias {
+            assert!(bias.shape == [k[2]].into(), "bias {} does not fit kernel {k}", bias.shape);
+        }
+        self.backend.depthwise_conv2d(self, kernel, bias, stride, padding)
+    }
+
     /// `conv2d(silu(norm(self)))`, stride 1; `residual`, if there is one, is added.
     #[track_caller]
     pub fn norm_silu_conv2d(

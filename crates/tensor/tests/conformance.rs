@@ -299,12 +299,13 @@ fn int8_is_near_f32() {
     assert!(normal < 0.012 && outlier < 0.05, "{normal} {outlier}; seed {}", random.seed);
 }
 
-const FUNCTIONS_OF_ONE: [Unary; 8] = [
+const FUNCTIONS_OF_ONE: [Unary; 9] = [
     Unary::Silu,
     Unary::Gelu,
     Unary::GeluTanh,
     Unary::QuickGelu,
     Unary::Relu,
+    Unary::Relu6,
     Unary::LeakyRelu(0.2),
     Unary::Tanh,
     Unary::Affine(-1.3, 0.7),
@@ -462,6 +463,25 @@ fn convolutions() {
         }
         let weight = random.weight([to, from, kh, kw], &[(to, DType::F32, 1.0)], Precision::F32);
         check(&random, "conv without bias", SUMS, &[x], |_, t| t[0].conv2d(&weight, None, stride, padding));
+    }
+}
+
+#[test]
+fn convolutions_of_each_channel() {
+    let mut random = Random::new();
+    for (h, w, c, kh, kw, stride, padding) in [
+        (1, 1, 1, 1, 1, 1, Padding::default()),
+        (5, 7, 3, 3, 3, 1, Padding::all(1)),
+        (9, 6, 16, 3, 3, 1, Padding::all(1)),
+        (13, 11, 33, 3, 3, 2, Padding { bottom: 1, right: 1, ..Padding::default() }),
+        (8, 9, 70, 4, 2, 2, Padding { top: 2, left: 0, bottom: 1, right: 3 }),
+        (3, 2, 17, 5, 5, 1, Padding::all(2)),
+        (40, 50, 96, 3, 3, 2, Padding::all(1)),
+    ] {
+        let inputs = [random.tensor([h, w, c]), random.tensor([kh, kw, c]), random.tensor([c])];
+        let case = format!("depthwise {h}×{w}×{c}, {kh}×{kw}/{stride} {padding:?}");
+        check(&random, &case, SUMS, &inputs, |_, t| t[0].depthwise_conv2d(&t[1], Some(&t[2]), stride, padding));
+        check(&random, &case, SUMS, &inputs, |_, t| t[0].depthwise_conv2d(&t[1], None, stride, padding));
     }
 }
 

@@ -180,6 +180,18 @@ impl Backend for Timed {
         self.wrap(x, Kind::Conv, || self.inner.conv2d(&inner, weight, bias.as_ref(), stride, padding))
     }
 
+    fn depthwise_conv2d(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let ([inner, kernel], bias) = ([x, kernel].map(Self::open), bias.map(Self::open));
+        self.wrap(x, Kind::Conv, || self.inner.depthwise_conv2d(&inner, &kernel, bias.as_ref(), stride, padding))
+    }
+
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
         let inner = Self::open(x);
         self.wrap(x, Kind::Other, || self.inner.layer_norm(&inner, eps))

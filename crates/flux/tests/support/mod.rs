@@ -206,6 +206,18 @@ impl Backend for Trace {
         self.wrap(x, self.inner.conv2d(&Self::open(x), weight, bias.map(Self::open).as_ref(), stride, padding))
     }
 
+    fn depthwise_conv2d(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let [inner, kernel] = [x, kernel].map(Self::open);
+        self.wrap(x, self.inner.depthwise_conv2d(&inner, &kernel, bias.map(Self::open).as_ref(), stride, padding))
+    }
+
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
         self.wrap(x, self.inner.layer_norm(&Self::open(x), eps))
     }

@@ -123,6 +123,7 @@ pub(super) fn apply<V: Vector>(f: Unary, values: &mut [f32]) {
         }),
         Unary::QuickGelu => map!(values, |x| x.mul(sigmoid(x.mul(V::splat(1.702))))),
         Unary::Relu => map!(values, |x| x.max(V::splat(0.0))),
+        Unary::Relu6 => map!(values, |x| x.max(V::splat(0.0)).min(V::splat(6.0))),
         Unary::LeakyRelu(a) => map!(values, |x| x.max(x.mul(V::splat(a)))),
         Unary::Tanh => map!(values, |x| tanh(x)),
         Unary::Affine(a, b) => map!(values, |x| x.mul_add(V::splat(a), V::splat(b))),

@@ -8,6 +8,7 @@ mod attention;
 mod blocks;
 mod byte_tile;
 mod conv2d;
+mod depthwise;
 mod elementwise;
 mod encode;
 mod few_rows;
@@ -35,6 +36,7 @@ use self::{
     arch::Simd,
     attention::{HeadRows, Heads, Seen},
     conv2d::{Before, Input},
+    depthwise::Depthwise,
     matmul::{Epilogue, Then},
     norm::{Groups, Modulation},
     parallel::Threads,
@@ -135,6 +137,27 @@ impl Backend for Cpu {
         let input = Input { x: values(x), picture, before: Before::Nothing };
         let y = self.convolve(input, weight, epilogue, stride, padding);
         x.like(padding.output(x.shape(), weight.shape(), stride), y.share())
+    }
+
+    fn depthwise_conv2d(
+        &self,
+        x: &Tensor,
+        kernel: &Tensor,
+        bias: Option<&Tensor>,
+        stride: usize,
+        padding: Padding,
+    ) -> Tensor {
+        let job = Depthwise {
+            x: values(x),
+            picture: [x.shape()[0], x.shape()[1], x.shape()[2]],
+            kernel: values(kernel),
+            kernel_size: [kernel.shape()[0], kernel.shape()[1]],
+            bias: bias.map(values),
+            stride,
+            padding,
+        };
+        let shape = padding.depthwise(x.shape(), kernel.shape(), stride);
+        x.like(shape, self.convolve_depthwise(job, [shape[0], shape[1]]).share())
     }
 
     fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
