@@ -3,16 +3,20 @@
 #![expect(clippy::doc_markdown, reason = "doc comments of arguments are the help text, which has no markup")]
 
 mod bench;
+mod bundle;
 mod compute_args;
 mod convert;
+mod download;
 mod generate;
 mod image_args;
 mod inspect;
+mod licences;
 mod lora_args;
 mod model_args;
 mod output;
 mod plan;
 mod progress;
+mod pull;
 mod readable;
 mod recipe_args;
 mod review;
@@ -20,8 +24,10 @@ mod safety_args;
 mod sampling_args;
 mod show;
 mod size_args;
+mod store;
 mod style_args;
 mod upscale;
+mod variants;
 
 use std::process::ExitCode;
 
@@ -57,6 +63,19 @@ enum Command {
     Upscale(Box<upscale::Args>),
     /// Tell what the picture gate says of pictures
     Review(review::Args),
+    /// Download a model's weights from the Hugging Face hub
+    Pull(Box<pull::Args>),
+    /// Tell which models are here
+    List(store::ListArgs),
+    /// Tell what is known of a model: licence, variants, files
+    Show(store::ShowArgs),
+    /// Remove a model's files
+    Rm(store::RemoveArgs),
+    /// Take models to machines without a network
+    Bundle(Box<bundle::Args>),
+    /// Tell which licences were accepted here
+    #[command(visible_alias = "licences")]
+    Licenses(licences::Args),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }
@@ -69,6 +88,12 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Upscale(args) => upscale::run(&args),
         Command::Review(args) => review::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::List(args) => store::list(&args),
+        Command::Show(args) => store::show(&args),
+        Command::Rm(args) => store::remove(&args),
+        Command::Bundle(args) => bundle::run(&args),
+        Command::Licenses(args) => licences::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {
@@ -89,6 +114,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 fn exit_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<hub::Error>() {
+        Some(hub::Error::Asked { .. } | hub::Error::Licence(_)) => return 2,
+        Some(hub::Error::Cancelled) => return 130,
+        _ => {}
+    }
     match error.downcast_ref::<flux::Error>() {
         Some(flux::Error::Asked { .. }) => 2,
         Some(flux::Error::Refused(_)) => 3,

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use flux::model::{ModelFiles, ModelSpec, PartFiles, SearchPaths};
+use hub::{cache::Cache, records::Records};
 
 /// Which model to use.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelArgs {
-    /// A diffusers folder, a ComfyUI models folder, a .safetensors file, or a name: krea, dev, schnell, org/name, pocket.
+    /// A diffusers folder, a ComfyUI models folder, a .safetensors file, or a name: krea, krea:q8_0, dev, schnell, org/name, pocket.
     /// Without it the small model in the box is used (pocket: draws icons, not photographs)
     #[arg(short, long, value_name = "PATH|NAME")]
     pub(crate) model: Option<String>,
@@ -69,13 +70,46 @@ impl ModelArgs {
     }
 }
 
-/// Where models may lie, as other tools have it: `HF_HUB_CACHE`, `HF_HOME`, `COMFYUI_PATH`.
+/// Where models may lie, as other tools have it: `HF_HUB_CACHE`, `HF_HOME`, `COMFYUI_PATH`; and what was pulled.
 pub(crate) fn search_paths() -> SearchPaths {
     let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = var("HOME").or_else(|| var("USERPROFILE"));
-    let cache = var("XDG_CACHE_HOME").or_else(|| home.as_deref().map(|home| home.join(".cache")));
-    let hf_home = var("HF_HOME").or_else(|| cache.map(|cache| cache.join("huggingface")));
-    let hf_cache = var("HF_HUB_CACHE").or_else(|| hf_home.map(|hf| hf.join("hub")));
     let comfyui = var("COMFYUI_PATH").or_else(|| home.map(|home| home.join("ComfyUI")).filter(|path| path.is_dir()));
-    SearchPaths { hf_cache, comfyui: comfyui.into_iter().collect() }
+    let hf_cache = hub::settings::cache_folder(&variable);
+    let named = match (&hf_cache, hub::settings::data_folder(&variable)) {
+        (Some(cache), Some(data)) => pulled(&Cache::new(cache), &Records::new(&data)),
+        _ => Vec::new(),
+    };
+    SearchPaths { hf_cache, comfyui: comfyui.into_iter().collect(), named }
+}
+
+/// A variable's value as text.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// What was pulled or imported and is whole, the latest first: `krea` is the latest variant of it, `krea:q8_0` that one.
+fn pulled(cache: &Cache, records: &Records) -> Vec<(String, ModelSpec)> {
+    let mut named = Vec::new();
+    for record in records.all() {
+        if !record.missing(cache).is_empty() {
+            continue;
+        }
+        let parts = record.parts(cache);
+        let spec = ModelSpec {
+            model: parts.model.map(|path| path.to_string_lossy().into_owned()),
+            parts: PartFiles {
+                transformer: parts.transformer,
+                vae: parts.vae,
+                clip_l: parts.clip_l,
+                t5xxl: parts.t5,
+                ..PartFiles::default()
+            },
+        };
+        if spec.model.is_some() || spec.parts.transformer.is_some() {
+            named.push((format!("{}:{}", record.name, record.variant), spec.clone()));
+            named.push((record.name, spec));
+        }
+    }
+    named
 }

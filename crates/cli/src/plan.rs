@@ -239,7 +239,7 @@ const GGUF: [DType; 12] = [
     DType::IQ4XS,
 ];
 
-fn parse_dtype(text: &str) -> Result<DType, String> {
+pub(crate) fn parse_dtype(text: &str) -> Result<DType, String> {
     match text {
         "bf16" => Ok(DType::BF16),
         "f16" | "fp16" => Ok(DType::F16),

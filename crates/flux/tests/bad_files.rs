@@ -455,7 +455,11 @@ fn what_is_missing_or_ambiguous_in_a_tree_is_named() {
     toy::bytes(&damaged, b"\x89PNG\r\n\x1a\n");
     refused("a damaged autoencoder", &[damaged.to_str().unwrap(), "a PNG picture"], || load(&named(&transformer)));
 
-    let paths = SearchPaths { hf_cache: Some(scratch.join("hub")), comfyui: vec![scratch.join("nothing")] };
+    let paths = SearchPaths {
+        hf_cache: Some(scratch.join("hub")),
+        comfyui: vec![scratch.join("nothing")],
+        ..SearchPaths::default()
+    };
     let words = ["krea", "models--black-forest-labs--FLUX.1-Krea-dev", "nothing", "hint: "];
     let krea = ModelSpec { model: Some("krea".into()), ..ModelSpec::default() };
     refused("a known name without files", &words, || load_with(&krea, &paths));

@@ -21,10 +21,10 @@ use crate::{
     cache::{Cache, free_bytes, make_parent},
     error::{Error, Result},
     hash::{Hash, sha256_of_file},
-    licence::now,
+    licence::{Text, now},
     names::{Repository, shown},
     records::{Record, RecordFile, Records},
-    transfer::Event,
+    transfer::{Event, Role},
 };
 
 /// The longest manifest that is read, bytes.
@@ -52,6 +52,13 @@ impl Manifest {
     /// Bytes of all blobs.
     pub fn bytes(&self) -> u64 {
         self.blobs.values().sum()
+    }
+
+    /// The text of the licence that comes with a model, by its hash.
+    pub fn licence_text(&self, model: &Record) -> Option<Text> {
+        let file = model.files.iter().find(|file| file.role == Role::Licence)?;
+        let sha256 = self.of_etag.get(&file.etag)?.clone();
+        Some(Text { from: format!("{}@{}/{}", file.repository, file.commit, file.path), sha256, version: None })
     }
 
     fn check(&self) -> Result<(), String> {

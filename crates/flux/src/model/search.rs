@@ -28,7 +28,16 @@ pub struct SearchPaths {
     pub hf_cache: Option<PathBuf>,
     /// ComfyUI's `models` folders (or the folders that hold them).
     pub comfyui: Vec<PathBuf>,
+    /// Models whose files a program knows by a name, the first that fits counts: what was downloaded under it.
+    pub named: Vec<(String, ModelSpec)>,
 }
+
+/// Repositories with text encoders and autoencoders in ComfyUI's or GGUF's form, and the folder in each.
+const COMPANIONS: [(&str, &str); 3] = [
+    ("models--comfyanonymous--flux_text_encoders", ""),
+    ("models--city96--t5-v1_1-xxl-encoder-gguf", ""),
+    ("models--Comfy-Org--Lumina_Image_2.0_Repackaged", "split_files"),
+];
 
 /// Names for repositories.
 const KNOWN: [(&str, &str, &str); 7] = [
@@ -71,6 +80,9 @@ impl ModelSpec {
         if model == pocket::NAME {
             return pocket::files();
         }
+        if let Some((_, named)) = paths.named.iter().find(|(name, _)| name == model) {
+            return self.find_downloaded(named, paths);
+        }
         let (repository, pattern) = KNOWN
             .iter()
             .find(|(name, repository, _)| *name == model || *repository == model)
@@ -95,9 +107,31 @@ impl ModelSpec {
         }
         let tried: Vec<String> = tried.iter().map(|p| format!("'{}'", p.display())).collect();
         let tried = if tried.is_empty() { String::new() } else { format!(" (looked in {})", tried.join(", ")) };
-        let hint = "give a path to a diffusers folder, a ComfyUI models folder, a .safetensors or a .gguf file, or one of the names \
-                    krea, dev, schnell, kontext, fill, canny, depth, pocket";
+        let is_known = KNOWN.iter().any(|(name, known, _)| *name == model || *known == model) || model.contains(':');
+        let pull = if is_known { format!("'darkroom pull {model}' gets it; or ") } else { String::new() };
+        let hint = format!(
+            "{pull}give a path to a diffusers folder, a ComfyUI models folder, a .safetensors or a .gguf file, or one of the names \
+             krea, dev, schnell, kontext, fill, canny, depth, pocket"
+        );
         Err(Error::asked("model", format!("there is no file, folder or known model '{model}'{tried}; hint: {hint}")))
+    }
+
+    /// Files that are known by a name; those that are given here go before them.
+    fn find_downloaded(&self, named: &Self, paths: &SearchPaths) -> Result<ModelFiles> {
+        let (ours, theirs) = (&self.parts, &named.parts);
+        let parts = PartFiles {
+            transformer: ours.transformer.clone().or_else(|| theirs.transformer.clone()),
+            vae: ours.vae.clone().or_else(|| theirs.vae.clone()),
+            clip_l: ours.clip_l.clone().or_else(|| theirs.clip_l.clone()),
+            t5xxl: ours.t5xxl.clone().or_else(|| theirs.t5xxl.clone()),
+            ..ours.clone()
+        };
+        let spec = Self { model: named.model.clone(), parts };
+        match spec.model.as_deref().map(Path::new) {
+            Some(folder) if folder.is_dir() => spec.find_in_folder(folder, paths),
+            Some(file) => spec.find_around(file, paths),
+            None => spec.find_parts(paths),
+        }
     }
 
     fn find_in_folder(&self, folder: &Path, paths: &SearchPaths) -> Result<ModelFiles> {
@@ -238,6 +272,13 @@ impl Places {
         let mut trees = vec![parent.clone()];
         trees.extend(parent.ancestors().skip(1).take(2).map(Path::to_owned));
         trees.extend(paths.comfyui.iter().map(|root| tree_of(root)));
+        if let Some(cache) = &paths.hf_cache {
+            let snapshots = COMPANIONS.iter().filter_map(|(repository, folder)| {
+                let repository = cache.join(repository);
+                if repository.is_dir() { Some(snapshot(&repository).ok()?.join(folder)) } else { None }
+            });
+            trees.extend(snapshots);
+        }
         Self { trees }
     }
 
