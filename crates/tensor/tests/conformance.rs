@@ -693,8 +693,6 @@ fn everything(backend: &Arc<dyn Backend>, random: &mut Random) -> Vec<(&'static 
         results.push(("linear of few rows", few.linear(&weight, None)));
         let kernel = random.weight([70, 96, 3, 3], &[(70, DType::BF16, 1.0)], precision);
         results.push(("conv", picture.conv2d(&kernel, None, 1, Padding::all(1))));
-        let each = Tensor::from_vec(backend, [3, 3, 96], (0..864).map(|i| (i % 17) as f32 - 8.0).collect());
-        results.push(("depthwise conv", picture.depthwise_conv2d(&each, Some(&gain), 1, Padding::all(1))));
         results.push(("normed conv", picture.norm_silu_conv2d(norm, &kernel, None, Padding::all(1), None)));
     }
     for precision in PRECISIONS {

@@ -82,11 +82,6 @@ fn no_operation_takes_more_than_the_dry_run_counts() {
                 });
             }
         }
-        compare(level, "a convolution of each channel", |backend, start| {
-            let (x, kernel) = (zeros(backend, &[40, 50, 64]), zeros(backend, &[3, 3, 64]));
-            start();
-            x.depthwise_conv2d(&kernel, None, 2, Padding::all(1));
-        });
         for (tokens, heads, d) in [(300, 4, 128), (200, 8, 64), (400, 1, 512)] {
             for precision in [Precision::F32, Precision::BF16] {
                 compare(level, &format!("attention of {heads} heads of {d} in {precision}"), |backend, start| {

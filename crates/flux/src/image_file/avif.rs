@@ -132,14 +132,18 @@ pub(super) fn place(iloc: &[u8], wanted: u16) -> Option<(usize, usize)> {
         let method = if version == 0 { 0 } else { rest.number(2)? };
         let other_file = rest.number(2)?;
         let base = rest.number(base_size)?;
+        let mut found = None;
         let extents = rest.number(2)?;
-        let index_size = if version == 0 { 0 } else { index_size };
-        if id == u64::from(wanted) && (method, other_file, extents) == (0, 0, 1) {
-            rest.number(index_size)?;
-            let at = base.checked_add(rest.number(offset_size)?)?;
-            return Some((usize::try_from(at).ok()?, usize::try_from(rest.number(length_size)?).ok()?));
+        for _ in 0..extents {
+            if version > 0 {
+                rest.number(index_size)?;
+            }
+            found = Some((base.checked_add(rest.number(offset_size)?)?, rest.number(length_size)?));
         }
-        rest.skip(extents as usize * (index_size + offset_size + length_size))?;
+        if id == u64::from(wanted) && (method, other_file, extents) == (0, 0, 1) {
+            let (at, length) = found?;
+            return Some((usize::try_from(at).ok()?, usize::try_from(length).ok()?));
+        }
     }
     None
 }
@@ -148,11 +152,6 @@ pub(super) fn place(iloc: &[u8], wanted: u16) -> Option<(usize, usize)> {
 struct Numbers<'a>(&'a [u8]);
 
 impl Numbers<'_> {
-    fn skip(&mut self, bytes: usize) -> Option<()> {
-        self.0 = self.0.get(bytes..)?;
-        Some(())
-    }
-
     /// The next, of so many bytes; of none, it is 0.
     fn number(&mut self, bytes: usize) -> Option<u64> {
         let (number, rest) = self.0.split_at_checked(bytes)?;

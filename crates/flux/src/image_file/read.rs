@@ -18,9 +18,6 @@ const COMFY: [&str; 2] = ["prompt", "workflow"];
 /// Names of foreign texts that are reported; a file of nothing but names must not fill the memory.
 const MOST_OTHERS: usize = 64;
 
-/// XMP and EXIF of an AVIF file that are looked at.
-const MOST_DESCRIPTIONS: usize = 16;
-
 /// What [`read`] found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Found {
@@ -211,18 +208,12 @@ impl Reader {
         let infos = avif::find(meta, *b"iinf")?;
         let infos = infos.get(if infos.first() == Some(&0) { 6 } else { 8 }..)?;
         let places = avif::find(meta, *b"iloc")?;
-        let mut looked_for = 0;
         for (_, info) in avif::boxes(infos).filter(|(name, info)| name == b"infe" && info.first() == Some(&2)) {
             let (Some(id), Some(kind)) = (be16(info, 4), info.get(8..12)) else { continue };
             let behind_name = || split_at_zero(info.get(12..)?).map(|(_, behind)| behind);
             let xmp = kind == b"mime" && behind_name().is_some_and(|content| content.starts_with(avif::XMP_TYPE));
             if !xmp && kind != b"Exif" {
                 continue;
-            }
-            // Each is looked for in the whole list: a file of nothing but descriptions must not take forever.
-            looked_for += 1;
-            if looked_for > MOST_DESCRIPTIONS {
-                break;
             }
             let Some(data) = avif::place(places, id).and_then(|(at, length)| bytes.get(at..at.checked_add(length)?))
             else {
@@ -241,17 +232,12 @@ impl Reader {
         self.size = le16(bytes, 6).zip(le16(bytes, 8)).map(|(width, height)| (width.into(), height.into()));
         let colours = |flags: u8| if flags & 0x80 == 0 { 0 } else { 3 * (2 << (flags & 7)) };
         let mut rest = bytes.get(13 + colours(*bytes.get(10)?)..)?;
-        let mut has_xmp = false;
         loop {
             rest = match rest {
                 [0x21, 0xFF, 11, behind @ ..] if behind.starts_with(gif::XMP_EXTENSION) => {
                     let packet = &behind[11..];
-                    // Its end is looked for once: a file of nothing but beginnings must not take forever.
-                    if !has_xmp {
-                        let end = packet.windows(3).position(|three| three == [1, 0xFF, 0xFE]);
-                        self.xmp(&String::from_utf8_lossy(&packet[..end.unwrap_or(packet.len())]));
-                    }
-                    has_xmp = true;
+                    let end = packet.windows(3).position(|three| three == [1, 0xFF, 0xFE]).unwrap_or(packet.len());
+                    self.xmp(&String::from_utf8_lossy(&packet[..end]));
                     gif_blocks(packet)?.1
                 }
                 [0x21, 0xFE, behind @ ..] => {
