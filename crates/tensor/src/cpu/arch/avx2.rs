@@ -1,4 +1,4 @@
-//! AVX2 with FMA and F16C: eight lanes, 16 registers; products of bytes where AVX-VNNI is there, too.
+//! AVX2 with FMA and F16C: eight lanes, 16 registers; with or without products of bytes.
 
 #![cfg_attr(not(test), expect(clippy::wildcard_imports, reason = "a list of all intrinsics says nothing"))]
 

@@ -1,4 +1,4 @@
-//! AVX-512: sixteen lanes, 32 registers; with or without products of bf16 pairs.
+//! AVX-512: sixteen lanes, 32 registers; with or without products of bf16 pairs and of bytes.
 //!
 //! `vdpbf16ps` and `vcvtne2ps2bf16` take subnormal bf16 numbers (below 1.2e-38) for zero and round to nearest even.
 

@@ -15,11 +15,15 @@ use crate::DType;
 /// Vector extensions that the backend has code for, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// AVX-512 (F, BW, DQ, VL) with products of bf16 pairs: Zen 4, Sapphire Rapids and later.
+    /// AVX-512 (F, BW, DQ, VL) with products of bf16 pairs and of four bytes (VNNI): Zen 4, Cooper Lake, Sapphire Rapids.
     Avx512Bf16,
-    /// AVX-512 (F, BW, DQ, VL).
+    /// AVX-512 (F, BW, DQ, VL) with VNNI: Cascade Lake, Ice Lake.
+    Avx512Vnni,
+    /// AVX-512 (F, BW, DQ, VL): Skylake.
     Avx512,
-    /// AVX2 with FMA and F16C.
+    /// AVX2 with FMA, F16C and AVX-VNNI: Alder Lake.
+    Avx2Vnni,
+    /// AVX2 with FMA and F16C: Haswell, Zen.
     Avx2,
     /// What the compiler makes of plain arrays: NEON on aarch64, SSE2 on old x86-64.
     Portable,
@@ -27,7 +31,8 @@ pub enum Level {
 
 impl Level {
     /// All levels, best first.
-    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 6] =
+        [Self::Avx512Bf16, Self::Avx512Vnni, Self::Avx512, Self::Avx2Vnni, Self::Avx2, Self::Portable];
 
     /// Whether this machine has it.
     pub fn is_available(self) -> bool {
@@ -42,9 +47,12 @@ impl Level {
             let avx2 = || {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
             };
+            let avx512_vnni = || avx512() && is_x86_feature_detected!("avx512vnni");
             match self {
-                Self::Avx512Bf16 => avx512() && avx2() && is_x86_feature_detected!("avx512bf16"),
+                Self::Avx512Bf16 => avx512_vnni() && avx2() && is_x86_feature_detected!("avx512bf16"),
+                Self::Avx512Vnni => avx512_vnni() && avx2(),
                 Self::Avx512 => avx512() && avx2(),
+                Self::Avx2Vnni => avx2() && is_x86_feature_detected!("avxvnni"),
                 Self::Avx2 => avx2(),
                 Self::Portable => true,
             }
@@ -81,10 +89,10 @@ impl Simd {
             Level::Avx512Bf16 => unsafe { avx512::run_bf16(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx512 => unsafe { avx512::run(kernel) },
+            Level::Avx512Vnni | Level::Avx512 => unsafe { avx512::run(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Level::Avx2 => unsafe { avx2::run(kernel) },
+            Level::Avx2Vnni | Level::Avx2 => unsafe { avx2::run(kernel) },
             _ => kernel.run::<portable::Portable>(),
         }
     }
@@ -104,21 +112,9 @@ impl Simd {
         self.0 == Level::Avx512Bf16
     }
 
-    /// Whether products of four bytes are an instruction: VNNI, which comes with AVX-512 or with AVX2, and which neither
-    /// must have.
+    /// Whether products of four bytes are an instruction.
     pub(crate) fn has_byte_products(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        {
-            match self.0 {
-                Level::Avx512Bf16 | Level::Avx512 => is_x86_feature_detected!("avx512vnni"),
-                Level::Avx2 => is_x86_feature_detected!("avxvnni"),
-                Level::Portable => false,
-            }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            false
-        }
+        matches!(self.0, Level::Avx512Bf16 | Level::Avx512Vnni | Level::Avx2Vnni)
     }
 }
 
