@@ -1,6 +1,6 @@
 //! What the text encoders said about a prompt, kept on disk: asked again, T5 and CLIP need not run.
 //!
-//! A file's name is a hash of everything its numbers depend on (weights, configuration, arithmetic, token ids); its numbers are
+//! A file's name is a hash of everything its numbers depend on (program, weights, configuration, arithmetic, token ids); its numbers are
 //! f32 as computed, so a picture is the same with and without it. Neither prompts nor tokens are written. Files appear whole
 //! (written under another name, then renamed), end in a checksum, and may be deleted at any time; one that is damaged is
 //! ignored and replaced. A folder that cannot be written to costs nothing but the time saved.
@@ -16,8 +16,12 @@ use std::{
 use sha2::{Digest, Sha256};
 use tensor::Bytes;
 
-/// The first bytes of a file. The last digit counts changes of the format and of the numbers that encoders give.
+/// The first bytes of a file. The last digit counts changes of the format.
 const MAGIC: &[u8; 16] = b"darkroom prompt1";
+
+/// Counts changes of the numbers that encoders give for the same weights and tokens, in `text/` or in the kernels: what an older program
+/// wrote must not be taken for this one's. Every release starts anew, besides.
+const NUMERICS: u32 = 2;
 
 /// Magic, and the four extents as u64.
 const HEADER: usize = 16 + 4 * 8;
@@ -62,7 +66,14 @@ pub(crate) struct Key(Sha256);
 
 impl Key {
     pub(crate) fn new() -> Self {
-        Self(Sha256::new_with_prefix(MAGIC))
+        Self::of(env!("CARGO_PKG_VERSION"), NUMERICS)
+    }
+
+    fn of(version: &str, numerics: u32) -> Self {
+        let mut key = Self(Sha256::new_with_prefix(MAGIC));
+        key.text(version);
+        key.ids(&[numerics]);
+        key
     }
 
     /// Words, each with its length so that neighbours cannot run together.
@@ -252,6 +263,14 @@ mod tests {
             let mode = fs::metadata(&kept(&cache)[0]).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600);
         }
+    }
+
+    #[test]
+    fn what_another_program_said_is_not_taken() {
+        let name = |version, numerics| Key::of(version, numerics).file_name();
+        assert_eq!(name("0.1.0", 2), name("0.1.0", 2));
+        assert_ne!(name("0.1.0", 2), name("0.1.0", 3));
+        assert_ne!(name("0.1.0", 2), name("0.1.1", 2));
     }
 
     #[test]
