@@ -161,7 +161,9 @@ fn print(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
 /// By which means a plan stays within its limit.
 pub(crate) fn means(plan: &Plan) -> Vec<String> {
     let streamed = |part: &&PartPlan| part.streamed_bytes() > 0;
+    let kept = |part: &&PartPlan| part.kept_blocks > 0;
     let mut lines: Vec<String> = plan.parts.iter().filter(streamed).map(stream).collect();
+    lines.extend(plan.parts.iter().filter(kept).map(keep));
     if !plan.keeps_transformer {
         lines.push("the transformer makes room for the autoencoder".into());
     }
@@ -182,6 +184,15 @@ fn stream(part: &PartPlan) -> String {
     format!("{which}: {} are read at every run", bytes(part.streamed_bytes()))
 }
 
+fn keep(part: &PartPlan) -> String {
+    let which = if part.kept_blocks == part.blocks.len() {
+        "all blocks".into()
+    } else {
+        format!("blocks 0 to {}", part.kept_blocks - 1)
+    };
+    format!("{which} of {} stay rounded to int8, not as the file has them", part.name)
+}
+
 fn print_json(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
     let parts: Vec<_> = plan
         .parts
@@ -196,6 +207,7 @@ fn print_json(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
                 "streamed_bytes": part.streamed_bytes(),
                 "blocks": part.blocks.len(),
                 "resident_blocks": part.resident_blocks,
+                "kept_blocks": part.kept_blocks,
                 "activation_bytes": part.work.peak_bytes,
                 "tflop": tera(part.work.flop()),
             })

@@ -321,7 +321,8 @@ fn kernels_tell_their_share_of_the_peak() {
     let told = report(&["bench", "kernels", "--threads", "1", "--runs", "1", "--only", "linear 64 × 256"]);
     let rows = told["kernels"].as_array().unwrap();
     let names: Vec<&str> = rows.iter().map(|row| row["kernel"].as_str().unwrap()).collect();
-    assert_eq!(names, ["f32", "bf16", "int8"].map(|name| format!("{name} linear 64 × 256 → 256")));
+    let [f32, bf16, int8] = ["f32", "bf16", "int8"].map(|name| format!("{name} linear 64 × 256 → 256"));
+    assert_eq!(names, [f32, bf16, int8.clone(), format!("{int8}, kept")]);
     assert!(rows.iter().all(|row| row["share_of_peak"].as_f64().unwrap() > 0.0));
     let output = darkroom(&["bench", "kernels", "--runs", "1", "--only", "attention 512 tokens"]);
     let table = String::from_utf8_lossy(&output.stdout).into_owned();

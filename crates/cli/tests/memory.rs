@@ -211,8 +211,10 @@ impl Model {
     /// A picture and what was planned and taken, bytes.
     fn picture(&self, name: &str, args: &[&str]) -> (Vec<u8>, u64, u64) {
         let path = format!("{name}.png");
-        let fixed = ["generate", "a red apple", "--steps", "2", "-s", "1", "--json", "-o", &path, "--no-prompt-cache"];
-        let told = self.json(&[&fixed, args].concat());
+        let steps = if args.contains(&"--steps") { &[][..] } else { &["--steps", "2"] };
+        let fixed = ["generate", "a red apple", "-s", "1", "--json", "-o", &path, "--no-prompt-cache"];
+        let fixed = [&fixed, steps].concat();
+        let told = self.json(&[&fixed[..], args].concat());
         let picture = std::fs::read(self.0.path().join(&path)).unwrap();
         let [planned, taken] = ["planned_bytes", "peak_bytes"].map(|key| told[key].as_u64().unwrap());
         println!("{name}: {:.1} MB taken of {:.1} planned", taken as f64 / 1e6, planned as f64 / 1e6);
@@ -245,8 +247,46 @@ fn no_run_takes_more_than_its_plan_and_no_limit_changes_a_byte() {
     let (once, ..) = model.picture("guided", &["--size", "64x64", "-n", "blur", "--true-cfg", "2"]);
     let limited = ["--size", "64x64", "-n", "blur", "--true-cfg", "2", "--memory-limit", "200MB"];
     assert!(model.picture("guided, limited", &limited).0 == once);
+    rounded_weights_take_the_place_of_mapped_ones(&model);
     a_job_that_does_not_fit_is_refused_before_it_starts(&model);
     a_prompt_asked_for_again_takes_no_t5(&model);
+}
+
+/// In int8 weights are kept as they are rounded, where that pays or where those of the file have no room: always the same picture.
+fn rounded_weights_take_the_place_of_mapped_ones(model: &Model) {
+    let int8 = ["--size", "192x192", "--precision", "int8"];
+    let plan = |more: &[&str]| {
+        let plan = model.json(&[&["plan", "--json", "-W", "192", "-H", "192", "--precision", "int8"], more].concat());
+        let transformer = plan["parts"].as_array().unwrap().iter().find(|part| part["name"] == "transformer").unwrap();
+        let blocks = ["resident_blocks", "kept_blocks"].map(|key| transformer[key].as_u64().unwrap());
+        (plan["least_bytes"].as_u64().unwrap(), plan["peak_bytes"].as_u64().unwrap(), blocks)
+    };
+    // Where products are of two bytes, the rounded form is as large as the file.
+    let smaller =
+        plan(&["--steps", "8", "--memory-limit", "20GB"]).1 < plan(&["--steps", "2", "--memory-limit", "20GB"]).1;
+    assert!(smaller || !cfg!(target_arch = "x86_64"));
+
+    let (few, in_file_form, _) = model.picture("int8", &int8);
+    let (least, planned, blocks) = plan(&["--steps", "2", "--memory-limit", "20GB"]);
+    assert_eq!((planned, blocks), (in_file_form, [6, 0]));
+    for (limit, least_kept) in [(least + 1_000_000, 0), (u64::midpoint(least, planned), 1)] {
+        let asked = format!("{:.3}MB", limit as f64 / 1e6);
+        let (_, _, [resident, kept]) = plan(&["--steps", "2", "--memory-limit", &asked]);
+        assert!(
+            !smaller || kept == resident && kept >= least_kept,
+            "{kept} of {resident} blocks are kept under {limit}"
+        );
+        let name = format!("int8 limited to {asked}, {kept} of {resident} blocks kept");
+        let (picture, planned, taken) = model.picture(&name, &[&int8[..], &["--memory-limit", &asked]].concat());
+        assert!(planned <= limit && taken * 20 <= limit * 21, "{planned} planned, {taken} taken under {limit}");
+        assert!(picture == few, "int8 under {asked} is another picture");
+    }
+    let many = [&int8[..], &["--steps", "8"]].concat();
+    let (kept, planned, _) = model.picture("int8, many steps", &many);
+    assert!(!smaller || planned < in_file_form, "{planned} of {in_file_form}");
+    let asked = format!("{:.3}MB", (least + 1_000_000) as f64 / 1e6);
+    let (limited, ..) = model.picture("int8, many steps, limited", &[&many[..], &["--memory-limit", &asked]].concat());
+    assert!(limited == kept, "int8 of many steps under {asked} is another picture");
 }
 
 fn a_prompt_asked_for_again_takes_no_t5(model: &Model) {

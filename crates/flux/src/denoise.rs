@@ -8,7 +8,7 @@ use crate::{
     acceleration::{self, Cache, Evaluations, Reuse},
     error::Result,
     latents::Latents,
-    memory::Stream,
+    memory::{Residency, Stream},
     noise::Generator,
     pixels::Rgb8,
     sampler::{self, At, Reached, Sampler, Walk},
@@ -22,8 +22,8 @@ pub(crate) struct Guided<'a> {
     pub(crate) condition: Condition<'a>,
     /// The negative prompt and the scale of classifier-free guidance.
     pub(crate) negative: Option<(Condition<'a>, f32)>,
-    /// How many of the transformer's blocks stay in memory.
-    pub(crate) resident_blocks: usize,
+    /// Which of the transformer's blocks stay in memory.
+    pub(crate) residency: Residency,
     /// What goes with the latents.
     pub(crate) beside: Beside<'a>,
 }
@@ -54,7 +54,7 @@ impl Beside<'_> {
 impl Guided<'_> {
     /// The velocity; with classifier-free guidance `negative + scale · (positive − negative)`.
     fn velocity(&self, flux: &Flux, img: &Tensor, at: At, reuse: &mut Reuse, watch: &dyn Watch) -> Result<Tensor> {
-        let stream = Stream::new(flux.layout(), self.resident_blocks);
+        let stream = Stream::new(flux.layout(), self.residency);
         let input = self.beside.with(img);
         let mut branch = |index, condition| {
             reuse.velocity(index, img, at, &mut |shortcut| {

@@ -2,21 +2,35 @@
 //!
 //! Weights lie in mapped files: pages come when they are read, and leave when they are given back. A model that is larger than
 //! its share keeps its first blocks and lets each of the others go as soon as it has been used. Blocks come round in the same
-//! order at every step: whatever keeps the latest ones instead would always drop those that are needed next.
+//! order at every step: whatever keeps the latest ones instead would always drop those that are needed next. In int8 the first
+//! blocks may stay in the form that kernels read ([`tensor::Kept`]), in the place of their mapped pages.
 
 use std::{ops::AddAssign, path::Path};
 
-use tensor::Bytes;
+use tensor::{Bytes, Kept};
 
 /// Weights that come and go together.
 #[derive(Clone, Debug, Default)]
 pub struct Extent {
     pieces: Vec<Bytes>,
+    /// Places for those of them that kernels read in a form of their own.
+    kept: Vec<Kept>,
 }
 
 impl Extent {
     pub(crate) fn new(pieces: Vec<Bytes>) -> Self {
-        Self { pieces }
+        Self { pieces, kept: Vec::new() }
+    }
+
+    /// One of its weights may be kept.
+    pub(crate) fn may_keep(&mut self, kept: Kept) {
+        self.kept.push(kept);
+    }
+
+    /// How many bytes, weights that are kept by now in the form in which they are.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        let taken = self.kept.iter().filter_map(Kept::taken);
+        taken.fold(self.bytes(), |bytes, taken| (bytes + taken.bytes).saturating_sub(taken.stored))
     }
 
     /// How many bytes.
@@ -37,13 +51,17 @@ impl Extent {
         self.pieces.retain(|piece| !gone.contains(&place(piece)));
     }
 
-    /// Has the system read them ahead.
+    /// Has the system read them ahead, unless they are kept by now.
     pub fn prefetch(&self) {
+        if self.kept.iter().any(|kept| kept.taken().is_some()) {
+            return;
+        }
         self.pieces.iter().for_each(Bytes::prefetch);
     }
 
     /// Gives their memory back; they come again when they are used.
     pub fn release(&self) {
+        self.kept.iter().for_each(Kept::close);
         self.pieces.iter().for_each(Bytes::release);
     }
 }
@@ -51,6 +69,7 @@ impl Extent {
 impl AddAssign for Extent {
     fn add_assign(&mut self, other: Self) {
         self.pieces.extend(other.pieces);
+        self.kept.extend(other.kept);
     }
 }
 
@@ -64,6 +83,14 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// From now on weights of the first `blocks` blocks are kept from their next use on in the form that kernels read, if they
+    /// have one of their own (in int8); those of the others no more. Weights whose block is released are no longer kept, either.
+    pub fn keep(&self, blocks: usize) {
+        for (index, block) in self.blocks.iter().enumerate() {
+            block.kept.iter().for_each(if index < blocks { Kept::open } else { Kept::close });
+        }
+    }
+
     /// Gives all memory back.
     pub fn release(&self) {
         self.fixed.release();
@@ -81,26 +108,36 @@ impl Layout {
     }
 }
 
-/// A pass over a model's blocks of which only the first `resident` stay in memory.
+/// How many of a model's first blocks stay in memory between uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Residency {
+    /// All that stay.
+    pub(crate) resident: usize,
+    /// Of these, those whose weights are kept in the form that kernels read.
+    pub(crate) kept: usize,
+}
+
+/// A pass over a model's blocks, of which only some stay in memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Stream<'a> {
     layout: &'a Layout,
-    resident: usize,
+    residency: Residency,
 }
 
 impl<'a> Stream<'a> {
-    pub(crate) fn new(layout: &'a Layout, resident: usize) -> Self {
-        Self { layout, resident }
+    pub(crate) fn new(layout: &'a Layout, residency: Residency) -> Self {
+        Self { layout, residency }
     }
 
     /// Before the first block.
     pub(crate) fn begin(&self) {
+        self.layout.keep(self.residency.kept);
         self.layout.blocks.iter().take(2).for_each(Extent::prefetch);
     }
 
     /// After block `index`: the next one is being read by now, the one behind it is asked for.
     pub(crate) fn done(&self, index: usize) {
-        if index >= self.resident
+        if index >= self.residency.resident
             && let Some(block) = self.layout.blocks.get(index)
         {
             block.release();
@@ -158,6 +195,8 @@ fn group_limits(groups: &str, read: &dyn Fn(&Path) -> Option<String>) -> Vec<u64
 
 #[cfg(test)]
 mod tests {
+    use tensor::{Precision, Tensor, Weight};
+
     use super::*;
 
     #[test]
@@ -172,6 +211,34 @@ mod tests {
         assert_eq!(group_limits("4:cpu,memory:/a/b\n2:cpu:/a\n", &read), [9_223_372_036_854_771_712, 3000]);
         assert_eq!(group_limits("0::/x\n", &read), [5000]);
         assert_eq!(group_limits("garbage\n0::/\n", &read), [5000]);
+    }
+
+    #[test]
+    fn the_first_blocks_are_kept_until_they_are_released() {
+        let backend = tensor::Device::Cpu { threads: Some(1) }.open();
+        let x = Tensor::from_vec(&backend, [32, 64], vec![1.0; 32 * 64]);
+        let mut weights = [(); 3].map(|()| Weight::from_f32([64, 64], &[0.5; 64 * 64]).with_precision(Precision::Int8));
+        let mut layout = Layout::default();
+        for weight in &mut weights {
+            let mut block = Extent::new(weight.rows().iter().map(|rows| rows.bytes.clone()).collect());
+            block.may_keep(weight.keep().unwrap());
+            layout.blocks.push(block);
+        }
+        let bytes = layout.blocks[0].bytes();
+        let pass = |kept| {
+            let stream = Stream::new(&layout, Residency { resident: 3, kept });
+            stream.begin();
+            for (index, weight) in weights.iter().enumerate() {
+                x.linear(weight, None);
+                stream.done(index);
+            }
+            layout.blocks.iter().map(|block| block.kept_bytes() != bytes).collect::<Vec<_>>()
+        };
+        assert_eq!(pass(2), [true, true, false]);
+        assert_eq!(pass(3), [true, true, true]);
+        assert_eq!(pass(1), [true, false, false]);
+        layout.release();
+        assert!(layout.blocks.iter().all(|block| block.kept_bytes() == bytes));
     }
 
     #[cfg(target_os = "linux")]

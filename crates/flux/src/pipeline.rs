@@ -150,6 +150,13 @@ impl Pipeline {
         self.backend.release_idle();
     }
 
+    /// Before other parts run: what an earlier picture left of the transformer goes, if there is no room for both.
+    fn make_room(&self, plan: &Plan) {
+        if !plan.begins_beside_transformer() {
+            self.transformer.layout().release();
+        }
+    }
+
     /// The parts come from several files: their widths must meet.
     fn check_fit(&self, origin: &std::path::Path) -> Result<()> {
         let flux = self.transformer.config();
@@ -397,6 +404,7 @@ impl Pipeline {
 
         watch.event(Event::Encoding);
         let start = Instant::now();
+        self.make_room(&plan);
         let positive = self.prompts.read(&prompt, request.t5_length, &plan, watch)?;
         let negative = if request.uses_true_cfg() {
             Some(self.prompts.read(&negative, request.t5_length, &plan, watch)?)
@@ -440,7 +448,7 @@ impl Pipeline {
                     ..positive.with(guidance, styled_rope.as_ref().unwrap_or(&plain_rope))
                 },
                 negative: negative.as_ref().map(|text| (text.with(guidance, &plain_rope), request.true_cfg)),
-                resident_blocks: plan.part("transformer").map_or(0, |part| part.resident_blocks),
+                residency: plan.residency("transformer"),
                 beside: Beside { channels: beginning.channels.as_ref(), references },
             };
             let blend = beginning.blend.as_ref();

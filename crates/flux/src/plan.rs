@@ -10,6 +10,7 @@ use crate::{
     acceleration::Acceleration,
     conditioning::Given,
     error::{Error, Result},
+    memory::Residency,
     sampler::Sampler,
 };
 
@@ -18,6 +19,10 @@ const PROGRAM: u64 = 44 << 20;
 
 /// Scratch memory and stack of a thread, bytes.
 const THREAD: u64 = 4 << 20;
+
+/// Evaluations from which on weights are kept rounded where those of the file would fit, too: fresh memory costs more than it saves a few
+/// evaluations (`SPEED.md`).
+pub(crate) const KEPT_FROM: u32 = 8;
 
 /// What a model and a size take.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,8 +61,12 @@ pub struct PartPlan {
     pub weight_bytes: u64,
     /// Of these, bytes of each block in the order of use; the rest is in no block.
     pub blocks: Vec<u64>,
+    /// The same for a block whose weights are kept in the form that kernels read, where they have one: in int8.
+    pub kept: Vec<u64>,
     /// How many blocks stay in memory; the others are given back as soon as they were used.
     pub resident_blocks: usize,
+    /// Of these, how many are kept in the form that kernels read.
+    pub kept_blocks: usize,
     /// Work of one run, and what lives while it runs: activations and operands in the kernels' own order.
     pub work: Work,
 }
@@ -66,7 +75,9 @@ impl PartPlan {
     /// The most bytes of weights that are in memory at one time.
     pub fn resident_bytes(&self) -> u64 {
         let (resident, streamed) = self.blocks.split_at(self.resident_blocks);
-        self.fixed_bytes() + resident.iter().sum::<u64>() + streamed.iter().max().unwrap_or(&0)
+        let kept = self.kept_blocks.min(resident.len());
+        let stay = self.kept[..kept].iter().chain(&resident[kept..]).sum::<u64>();
+        self.fixed_bytes() + stay + streamed.iter().max().unwrap_or(&0)
     }
 
     /// Bytes that are read again at every run.
@@ -83,14 +94,17 @@ impl PartPlan {
         self.weight_bytes - self.blocks.iter().sum::<u64>()
     }
 
-    /// Keeps as many blocks as fit into `bytes` beside the largest of the others; `false` if not even that one fits.
-    fn keep_within(&mut self, bytes: u64) -> bool {
-        let fits = |part: &Self| part.peak_bytes() <= bytes;
-        self.resident_blocks = self.blocks.len();
-        while !fits(self) && self.resident_blocks > 0 {
-            self.resident_blocks -= 1;
-        }
-        fits(self)
+    /// Keeps as many blocks as fit into `bytes` beside the largest of the others, in the form that takes less; `false` if not even
+    /// that one fits. Where all fit as they are stored, it has to pay to keep them in another form.
+    fn keep_within(&mut self, bytes: u64, pays: bool) -> bool {
+        let all = self.blocks.len();
+        let takes_less = self.kept.iter().sum::<u64>() < self.blocks.iter().sum();
+        let as_stored = (!pays).then_some((all, 0));
+        let smaller = (0..=all).rev().map(|blocks| (blocks, if takes_less { blocks } else { 0 }));
+        as_stored.into_iter().chain(smaller).any(|(resident, kept)| {
+            (self.resident_blocks, self.kept_blocks) = (resident, kept);
+            self.peak_bytes() <= bytes
+        })
     }
 }
 
@@ -127,15 +141,41 @@ impl Plan {
         self.parts.iter().find(|part| part.name == name)
     }
 
+    /// How much of a part stays between its uses.
+    pub(crate) fn residency(&self, name: &str) -> Residency {
+        let of = |part: &PartPlan| Residency { resident: part.resident_blocks, kept: part.kept_blocks };
+        self.part(name).map_or(Residency::default(), of)
+    }
+
+    /// Whether the parts that run before the transformer have room beside its weights: an earlier picture may have left them.
+    pub(crate) fn begins_beside_transformer(&self) -> bool {
+        let kept = self.part("transformer").map_or(0, PartPlan::resident_bytes);
+        let before = self.parts.iter().take_while(|part| part.name != "transformer").map(PartPlan::peak_bytes).max();
+        self.limit.is_none_or(|limit| self.overhead_bytes + before.unwrap_or(0) + kept <= limit)
+    }
+
     /// Decides what stays in memory under the limit.
     pub(crate) fn fit(&mut self) {
-        let Some(limit) = self.limit else { return };
+        let pays = self.evaluations >= KEPT_FROM;
+        let limit = self.limit.unwrap_or(u64::MAX);
         let share = limit.saturating_sub(self.overhead_bytes);
         for part in &mut self.parts {
-            part.keep_within(share);
+            part.keep_within(share, pays);
         }
-        if self.peak_bytes() > limit {
-            self.keeps_transformer = false;
+        self.keeps_transformer = self.peak_bytes() <= limit;
+        // What is left, if that is known, may hold a form that is faster to read but larger.
+        for index in 0..self.parts.len() {
+            while pays
+                && self.limit.is_some()
+                && self.parts[index].kept != self.parts[index].blocks
+                && self.parts[index].kept_blocks < self.parts[index].resident_blocks
+            {
+                self.parts[index].kept_blocks += 1;
+                if self.peak_bytes() > limit {
+                    self.parts[index].kept_blocks -= 1;
+                    break;
+                }
+            }
         }
     }
 }

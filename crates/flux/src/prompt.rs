@@ -155,7 +155,7 @@ impl PromptReader {
         let pooled = self.clip.forward(&self.backend, &clip_ids).pooled;
         self.clip.layout().release();
         self.backend.release_idle();
-        let stream = Stream::new(self.t5.layout(), plan.part("t5").map_or(0, |part| part.resident_blocks));
+        let stream = Stream::new(self.t5.layout(), plan.residency("t5"));
         stream.begin();
         let txt = self.t5.forward(&self.backend, &t5_ids, &mut |block, _| {
             stream.done(block);

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     latents::Latents,
     lora::{self, Loras},
-    memory::{self, Layout},
+    memory::{self, Layout, Residency},
     model::ModelFiles,
     noise::{Generator, Noise},
     options::LoadOptions,
@@ -211,7 +211,9 @@ fn run_decoding(
             parameters: weights.parameters_taken(),
             weight_bytes: layout.bytes(),
             blocks: layout.blocks.iter().map(memory::Extent::bytes).collect(),
+            kept: layout.blocks.iter().map(memory::Extent::kept_bytes).collect(),
             resident_blocks: layout.blocks.len(),
+            kept_blocks: 0,
             work: counter.report(),
         });
         Ok(())
@@ -270,10 +272,11 @@ fn run_decoding(
     let mut conditions =
         prompts.iter().map(|(txt, pooled, rope)| Condition { txt, pooled, guidance_argument: 1000.0, rope });
     let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
+    let blocks = layouts[2].blocks.len();
     let guided = Guided {
         condition: positive,
         negative: conditions.next().map(|negative| (negative, 2.0)),
-        resident_blocks: layouts[2].blocks.len(),
+        residency: Residency { resident: blocks, kept: blocks },
         beside: Beside { channels: channels.as_ref(), references: reference_tokens.as_ref() },
     };
     let count = latent_channels * 4 * rows * columns;
@@ -308,7 +311,9 @@ fn run_decoding(
             parameters: upscaler.parameters(),
             weight_bytes: upscaler.extent().bytes(),
             blocks: Vec::new(),
+            kept: Vec::new(),
             resident_blocks: 0,
+            kept_blocks: 0,
             work,
         });
     }
@@ -357,7 +362,11 @@ fn encoded(size: &Size, grid: [usize; 2], factor: usize) -> Vec<[usize; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{acceleration::Acceleration, conditioning::Given, plan::refuse};
+    use crate::{
+        acceleration::Acceleration,
+        conditioning::Given,
+        plan::{KEPT_FROM, refuse},
+    };
     use tensor::Device;
 
     const SIZE: Size = Size {
@@ -410,6 +419,47 @@ mod tests {
             kept.push(transformer.resident_blocks);
         }
         assert!(kept.is_sorted() && kept[0] < kept[1] && kept[4] == 57, "{kept:?}");
+    }
+
+    /// In int8 weights stay as kernels read them: a byte for each, whatever the file has, as long as there is room for that.
+    #[test]
+    fn a_limit_keeps_rounded_weights_where_they_fit() {
+        let size = Size { width: 512, height: 512, ..SIZE };
+        let device = Device::Cpu { threads: Some(2) };
+        let planned = |dtype, size, limit: u64| {
+            let precision = Some(Precision::Int8);
+            let options = LoadOptions { memory_limit: Some(limit), precision, device, ..LoadOptions::default() };
+            let plan = plan_flux1(true, dtype, size, &options).unwrap();
+            assert!(plan.peak_bytes() <= limit, "{} of {limit}", plan.peak_bytes());
+            let transformer = plan.part("transformer").unwrap().clone();
+            (plan.keeps_transformer, transformer)
+        };
+        // Files of two bytes for each weight: 57 blocks have room where those of the file have none.
+        let (_, all) = planned(DType::BF16, size, 30_000_000_000);
+        let [kept, stored] = [&all.kept, &all.blocks].map(|bytes| bytes.iter().sum::<u64>());
+        if kept >= stored {
+            return; // a machine whose products are of two bytes
+        }
+        let large: u64 = (2 * 19 + 38) * 12 * 3072 * 3072;
+        assert!((stored - large..stored - large * 98 / 100).contains(&kept), "{kept} of {stored}");
+        let (_, all) = planned(DType::BF16, size, 18_000_000_000);
+        assert_eq!((all.resident_blocks, all.kept_blocks, all.streamed_bytes()), (57, 57, 0));
+        let (_, some) = planned(DType::BF16, size, 8_000_000_000);
+        assert!(some.kept_blocks == some.resident_blocks && (1..57).contains(&some.kept_blocks), "{some:?}");
+        // What is hardly used is not kept, unless it would be read again otherwise.
+        let few = Size { steps: KEPT_FROM - 1, ..size };
+        assert_eq!(planned(DType::BF16, few, 30_000_000_000).1.kept_blocks, 0);
+        assert_eq!(planned(DType::BF16, few, 18_000_000_000).1.kept_blocks, 57);
+        // A smaller file stays as it is, first of all; then as many as have room beside it.
+        for (limit, blocks) in [(9, 0..57), (11, 1..57), (20, 57..58)] {
+            let (keeps_transformer, q4) = planned(DType::Q4K, size, limit * 1_000_000_000);
+            assert_eq!(q4.streamed_bytes(), 0);
+            assert!(keeps_transformer && blocks.contains(&q4.kept_blocks), "{} under {limit} GB", q4.kept_blocks);
+        }
+        // A stream of fewer tokens than int8 is for is computed from the file.
+        let tiny = Size { width: 64, height: 64, ..size };
+        let (_, tiny) = planned(DType::BF16, tiny, 18_000_000_000);
+        assert!(tiny.kept[0] > all.kept[0] && tiny.kept[56] == all.kept[56]);
     }
 
     #[test]

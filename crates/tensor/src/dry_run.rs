@@ -10,6 +10,7 @@ use crate::{
     Backend, Binary, Buffer, End, GroupNorm, Mask, Padding, Precision, Qkv, Shape, Tensor, Term, Unary, Weight,
     backend::linear_sum_in_parts,
     cpu::{FEW, Footprint, Level},
+    int8,
 };
 
 /// What was counted. A multiplication and the addition that follows it are two FLOP.
@@ -105,6 +106,18 @@ impl DryRun {
         work.peak_bytes = work.peak_bytes.max(work.live_bytes + 4 * elements as u64);
     }
 
+    /// A weight that products of so many rows read in a form of their own is in that form from now on, if it may be kept.
+    fn keep(&self, rows: usize, weight: &Weight) {
+        /// Nothing but its size is known.
+        struct Absent;
+        if rows >= int8::LEAST_ROWS
+            && weight.row_len() > 0
+            && let Some(kept) = weight.kept()
+        {
+            kept.get_or_make(|| (Absent, self.kernels.kept(weight)));
+        }
+    }
+
     fn moved(&self, x: &Tensor, shape: impl Into<Shape>) -> Tensor {
         let shape = shape.into();
         x.like(shape, self.buffer(shape))
@@ -138,6 +151,7 @@ impl Backend for DryRun {
     fn linear(&self, x: &Tensor, weight: &Weight, _: Option<&Tensor>) -> Tensor {
         let y = self.moved(x, x.shape().with_last(weight.out_features()));
         self.beside(self.kernels.linear(x.shape().rows(), weight));
+        self.keep(x.shape().rows(), weight);
         self.ledger.work().linear_flop += 2 * (y.shape().count() * weight.row_len()) as u64;
         y
     }
@@ -256,6 +270,7 @@ impl Backend for DryRun {
         let y = self.moved(x[0], x[0].shape().with_last(weight.out_features()));
         let packed: usize = terms.iter().map(|term| self.kernels.term(m, term.weight)).sum();
         self.beside(self.kernels.linear(m, weight) + packed);
+        self.keep(m, weight);
         let mut work = self.ledger.work();
         let products =
             weight.shape().count() + terms.iter().map(|term| term.rows.len() * term.weight.row_len()).sum::<usize>();

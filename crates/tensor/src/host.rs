@@ -97,6 +97,11 @@ impl Block {
     /// Smaller blocks are left to the allocator, which has them at hand.
     const SMALLEST: usize = 1 << 14;
 
+    /// Bytes that [`Block::new`] takes.
+    pub(crate) fn bytes_for(len: usize) -> u64 {
+        4 * if len >= Self::SMALLEST { len.next_multiple_of(GRANULE) } else { len + LINE } as u64
+    }
+
     /// Room for `len` elements from a cache line's start on.
     pub(crate) fn new(len: usize) -> Self {
         let room = len.next_multiple_of(GRANULE);
@@ -144,6 +149,16 @@ impl HostBuffer {
     /// A buffer around values that came from outside.
     pub(crate) fn from_vec(elements: Vec<f32>) -> Self {
         Self { start: 0, len: elements.len(), block: Block::Heap(elements), recycler: Weak::new() }
+    }
+
+    /// Room for `len` elements of any value that go round to nobody else.
+    pub(crate) fn alone(len: usize) -> Self {
+        Self::over(Block::new(len), len, Weak::new())
+    }
+
+    /// Bytes of memory that it takes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.block.bytes()
     }
 
     fn over(block: Block, len: usize, recycler: Weak<Recycler>) -> Self {

@@ -11,6 +11,7 @@
 //! | [`Backend`] | the operations; a fused one has a default body that is its definition |
 //! | [`DType`] | storage formats of weights |
 //! | [`Weight`] | rows in a storage format, from one or several places |
+//! | [`Kept`] | a weight in the form that kernels read, for as long as there is room |
 //! | [`MappedFile`] | a weights file mapped into memory |
 //! | [`reference`] | every operation in the plainest loops: the specification that runs |
 //! | [`cpu`] | the fast backend |
@@ -25,6 +26,7 @@ mod file;
 mod formats;
 mod host;
 mod int8;
+mod kept;
 pub mod reference;
 mod shape;
 mod tensor;
@@ -35,6 +37,7 @@ pub use device::{Device, UnknownDevice};
 pub use dtype::DType;
 pub use file::MappedFile;
 pub use formats::nf4::{BlockScales, Scales};
+pub use kept::{Kept, Taken};
 pub use shape::Shape;
 pub use tensor::{Buffer, Tensor};
 pub use weight::{Bytes, Precision, Rows, Scale, StoredRow, StoredRows, Weight};

@@ -6,7 +6,7 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    BlockScales, DType, MappedFile, Shape,
+    BlockScales, DType, Kept, MappedFile, Shape,
     formats::nf4::{self, RUN},
 };
 
@@ -219,6 +219,8 @@ pub struct Weight {
     shape: Shape,
     rows: Vec<Rows>,
     precision: Precision,
+    /// Not shared by weights that are made of this one: their numbers are others.
+    kept: Option<Kept>,
 }
 
 impl Weight {
@@ -254,7 +256,7 @@ impl Weight {
                 piece.dtype
             );
         }
-        Self { shape, rows, precision }
+        Self { shape, rows, precision, kept: None }
     }
 
     /// A weight from f32 values.
@@ -267,9 +269,27 @@ impl Weight {
     }
 
     /// The same weight, multiplied in another arithmetic.
-    pub fn with_precision(mut self, precision: Precision) -> Self {
-        self.precision = precision;
-        self
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, kept: None, ..self }
+    }
+
+    /// A place where the weight may be kept in the form that kernels read, if they have one of their own for its arithmetic:
+    /// for [`Precision::Int8`]. Clones share it.
+    pub fn keep(&mut self) -> Option<Kept> {
+        if self.precision == Precision::Int8 {
+            self.kept.get_or_insert_default();
+        }
+        self.kept.clone()
+    }
+
+    /// The place, if there is one.
+    pub(crate) fn kept(&self) -> Option<&Kept> {
+        self.kept.as_ref()
+    }
+
+    /// Lets go of the memory in which mapped bytes of the rows `range` are.
+    pub(crate) fn release_rows(&self, range: Range<usize>) {
+        self.slice_rows(range).rows.iter().for_each(|piece| piece.bytes.release());
     }
 
     /// `[out, in]` or `[out, in, height, width]`.
@@ -312,7 +332,7 @@ impl Weight {
             }
             first += piece.count;
         }
-        Self { shape: self.shape.with(0, range.len()), rows, precision: self.precision }
+        Self { shape: self.shape.with(0, range.len()), rows, precision: self.precision, kept: None }
     }
 
     /// The rows of all parts, first part first, with the first one's precision; nothing is copied.
@@ -321,7 +341,8 @@ impl Weight {
     /// If there are no parts, or their rows differ in length.
     pub fn stacked(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut parts = parts.into_iter();
-        let Some(mut whole) = parts.next() else { panic!("nothing to stack") };
+        let Some(first) = parts.next() else { panic!("nothing to stack") };
+        let mut whole = Self { kept: None, ..first };
         for part in parts {
             let count = whole.out_features() + part.out_features();
             assert!(part.shape.with(0, 0) == whole.shape.with(0, 0), "{} under {}", part.shape, whole.shape);
@@ -352,7 +373,7 @@ impl Weight {
     pub fn scaled_rows(&self, factors: &[f32]) -> Option<Self> {
         assert_eq!(factors.len(), self.out_features(), "a factor for each row");
         let mut rest = factors;
-        let mut scaled = self.clone();
+        let mut scaled = Self { kept: None, ..self.clone() };
         for piece in &mut scaled.rows {
             let (own, behind) = rest.split_at(piece.count);
             rest = behind;
@@ -367,7 +388,7 @@ impl Weight {
 
     /// All elements times `factor`; nothing is copied. `None` as for [`Weight::scaled_rows`].
     pub fn scaled(&self, factor: f32) -> Option<Self> {
-        let mut scaled = self.clone();
+        let mut scaled = Self { kept: None, ..self.clone() };
         for piece in &mut scaled.rows {
             match &mut piece.scale {
                 Scale::All(scale) => *scale *= factor,

@@ -141,13 +141,17 @@ fn all() -> Vec<Kernel> {
     let mut all = Vec::new();
     for (name, precision) in PRECISIONS {
         for sizes in LINEARS {
-            all.push(linear(name, precision, sizes, None));
+            all.push(linear(name, precision, sizes, Stored::AsBf16));
         }
     }
     for (name, precision) in [("bf16", Precision::BF16), ("int8", Precision::Int8)] {
         for dtype in FORMATS {
-            all.push(linear(name, precision, STORED, Some(dtype)));
+            all.push(linear(name, precision, STORED, Stored::As(dtype)));
         }
+    }
+    // Fewer rows are computed from the file in any case.
+    for sizes in LINEARS.into_iter().filter(|[rows, ..]| *rows >= 32) {
+        all.push(linear("int8", Precision::Int8, sizes, Stored::Kept));
     }
     for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::BF16)] {
         for [side, from, to, kernel] in CONVS {
@@ -179,15 +183,31 @@ fn all() -> Vec<Kernel> {
     all
 }
 
-fn linear(name: &str, precision: Precision, [tokens, from, to]: [usize; 3], dtype: Option<DType>) -> Kernel {
-    let stored = dtype.map_or_else(String::new, |dtype| format!(", stored as {}", dtype.name()));
+/// How a weight lies in memory.
+#[derive(Clone, Copy)]
+enum Stored {
+    AsBf16,
+    As(DType),
+    /// Rounded to int8 before.
+    Kept,
+}
+
+fn linear(name: &str, precision: Precision, [tokens, from, to]: [usize; 3], stored: Stored) -> Kernel {
+    let (dtype, told) = match stored {
+        Stored::AsBf16 => (DType::BF16, String::new()),
+        Stored::As(dtype) => (dtype, format!(", stored as {}", dtype.name())),
+        Stored::Kept => (DType::BF16, ", kept".to_owned()),
+    };
     Kernel {
-        name: format!("{name} linear {tokens} × {from} → {to}{stored}"),
+        name: format!("{name} linear {tokens} × {from} → {to}{told}"),
         precision,
         flop: 2.0 * (tokens * from * to) as f64,
         prepare: Box::new(move |backend| {
             let x = random(backend, [tokens, from]);
-            let weight = weight([to, from].into(), dtype.unwrap_or(DType::BF16), precision);
+            let mut weight = weight([to, from].into(), dtype, precision);
+            if let (Stored::Kept, Some(kept)) = (stored, weight.keep()) {
+                kept.open();
+            }
             Box::new(move || x.linear(&weight, None))
         }),
     }

@@ -42,6 +42,9 @@ pub(super) struct Args {
     /// Apply a LoRA with this weight, 1 without one; may be given several times
     #[arg(long, value_name = "FILE[:WEIGHT]", value_parser = lora_args::parse)]
     lora: Vec<lora_args::Asked>,
+    /// In int8, round the weights anew at every run, as where memory is short; otherwise they are rounded once and kept
+    #[arg(long)]
+    anew: bool,
     #[command(flatten)]
     runs: Runs,
 }
@@ -93,11 +96,16 @@ pub(super) fn run(args: &Args) -> Result<()> {
             "image_tokens": question.img_tokens,
             "text_tokens": question.txt_tokens,
             "loras": loras.used.len(),
+            "anew": args.anew,
         }),
         prepare: &|backend| {
             let weights = part.weights(backend, args.runs.precision);
             let mut flux = Flux::load(config.clone(), &weights)?;
             flux.set_loras(&loras, backend)?;
+            let room = flux::memory::available().is_none_or(|bytes| bytes > flux.layout().bytes());
+            if room && !args.anew {
+                flux.layout().keep(usize::MAX);
+            }
             Ok(prepare(flux, &question, backend))
         },
         saved: &|out| out.reshape([1, out.shape()[0], out.shape()[1]]),

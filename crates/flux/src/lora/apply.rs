@@ -286,6 +286,17 @@ fn dora(
 }
 
 impl Model<'_> {
+    /// Lets the weights of blocks be kept in the form that kernels read, if they have one.
+    pub(crate) fn may_keep(&mut self) {
+        for Named { block, it, .. } in &mut self.parts.linears {
+            if let (Some(kept), Some(block)) =
+                (it.weight.keep(), block.and_then(|block| self.layout.blocks.get_mut(block)))
+            {
+                block.may_keep(kept);
+            }
+        }
+    }
+
     /// Gives the bytes that are kept in memory beside the files.
     fn change(&mut self, layers: Layers, vectors: &[(usize, f32, &VectorChange)], backend: &Arc<dyn Backend>) -> u64 {
         let mut own_bytes = 0;

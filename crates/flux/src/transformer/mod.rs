@@ -131,6 +131,7 @@ impl Flux {
             flux.single_blocks.push(SingleStreamBlock::load(&format!("single_blocks.{i}"), &flux.config, weights)?);
             flux.layout.blocks.push(weights.extent());
         }
+        flux.adaptable().may_keep();
         Ok(flux)
     }
 

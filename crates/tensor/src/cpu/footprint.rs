@@ -9,8 +9,9 @@ use super::{
     few_rows::FEW,
     matmul_int8,
     pack::Factors,
+    panels_int8,
 };
-use crate::{Precision, Weight, int8};
+use crate::{Precision, Taken, Weight, host::Block, int8};
 
 /// The kernels of one vector extension.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +29,12 @@ impl Footprint {
             Precision::Int8 if rows >= int8::LEAST_ROWS => matmul_int8::packed_len(rows, weight.row_len(), self.0),
             precision => rows * Factors::new(precision, self.0).words(weight.row_len()),
         }
+    }
+
+    /// What a weight takes that is [kept](crate::Kept).
+    pub(crate) fn kept(self, weight: &Weight) -> Taken {
+        let bytes = Block::bytes_for(panels_int8::kept_len(weight, self.0));
+        Taken { bytes, stored: weight.byte_len() as u64 }
     }
 
     /// Elements that a term of a sum takes: its rows in strips.

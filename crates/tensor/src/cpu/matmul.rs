@@ -120,18 +120,35 @@ impl Cpu {
         if m * n == 0 {
             return y;
         }
-        let work = m * n * (k + 1);
         let out = Shared::new(y.values_mut());
         let x = Joined::new(x, m);
-        if m <= FEW {
-            self.multiply_few_rows(m, x, weight, epilogue, out);
-            return y;
-        }
         if weight.precision() == Precision::Int8 && m >= int8::LEAST_ROWS && k > 0 {
             self.multiply_int8(m, x, weight, terms, epilogue, out);
             return y;
         }
+        if m <= FEW {
+            self.multiply_few_rows(m, x, weight, epilogue, out);
+        } else {
+            self.multiply_floats(m, x, weight, terms, epilogue, out);
+        }
+        if weight.kept().is_some_and(|kept| kept.taken().is_some()) {
+            // Its stored rows count as gone.
+            weight.release_rows(0..n);
+        }
+        y
+    }
 
+    /// As [`Cpu::matmul`], with f32 or bf16 factors.
+    fn multiply_floats(
+        &self,
+        m: usize,
+        x: Joined<'_>,
+        weight: &Weight,
+        terms: &[Term<'_>],
+        epilogue: Epilogue<'_>,
+        y: Shared<'_>,
+    ) {
+        let (n, k) = (weight.out_features(), weight.row_len());
         let factors = Factors::new(weight.precision(), self.simd);
         let words = factors.words(k);
         let strips = Strips::new(m, self.simd.tile_rows());
@@ -141,7 +158,7 @@ impl Cpu {
 
         let panel = 2 * self.simd.lanes();
         let division = self.divide(m, n, strips, ROWS);
-        self.threads.for_each(division.tasks(), work, |task| {
+        self.threads.for_each(division.tasks(), m * n * (k + 1), |task| {
             let Share { own, rows, columns, next } = division.share(task);
             let all_columns = columns.len().next_multiple_of(panel);
             let [panels, sums] = [BLOCK.min(words).max(terms.words()), rows].map(|rows| rows * all_columns);
@@ -149,11 +166,9 @@ impl Cpu {
                 let (panels, scratch) = scratch.split_at_mut(panels);
                 let (sums, scratch) = scratch.split_at_mut(sums);
                 let operands = Operands { m, x, weight, factors, strips, terms: &terms };
-                self.simd.run(Task { operands, own, columns, next, panels, sums, scratch, y: out, epilogue });
+                self.simd.run(Task { operands, own, columns, next, panels, sums, scratch, y, epilogue });
             });
         });
-        drop(packed);
-        y
     }
 
     /// The columns `columns` of `m` rows, in strips.

@@ -19,6 +19,7 @@ mod matmul;
 mod matmul_int8;
 mod norm;
 mod pack;
+mod panels_int8;
 mod parallel;
 mod peak;
 mod rope;
