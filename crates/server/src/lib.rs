@@ -8,8 +8,10 @@
 pub mod ask;
 pub mod auth;
 pub mod blobs;
+mod canvas;
 pub mod config;
 pub mod dialect;
+pub mod engine;
 pub mod error;
 pub mod fetch;
 pub mod fields;
@@ -17,8 +19,17 @@ pub mod files;
 pub mod guard;
 pub mod http;
 pub mod job;
+pub mod jobs;
+pub mod journal;
 pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod openapi;
+pub mod outbox;
+pub mod queue;
+mod records;
+pub mod shelf;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod tls;
+pub mod worker;

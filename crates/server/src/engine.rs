@@ -1,0 +1,521 @@
+//! The engine on the worker's thread: from an [`Ask`] to pictures in the store, with the models of the shelf.
+//!
+//! Each picture of a job is made from its own seed and is, byte for byte, what a job for it alone would give. Files are stored before
+//! the job is done; those of a job that fails are deleted. No path and no prompt is in what a caller or a log sees.
+
+use std::{
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use flux::{
+    Error, Event, Generated, Pipeline, Request, Watch, acceleration,
+    conditioning::Start,
+    error::Subject,
+    image_file::{self, Decoded, Encoding, Format, MetadataLevel},
+    lora::{Lora, Loras},
+    memory,
+    pixels::Rgb8,
+    plan::PartPlan,
+    resize::{Filter, resize},
+    safety::{self, Safety},
+    watch::Step,
+};
+
+use crate::{
+    ask::{Acceleration, Ask, Mode, OnFlagged, REDUX_STRENGTH, Source},
+    blobs::{BlobId, Blobs},
+    canvas::{self, Canvas},
+    error::{Fault, PictureFault, Rule, Stage},
+    job::{Made, Preview, Progress},
+    jobs::{Run, now},
+    shelf::{LoraFile, Served, Shelf, Stock},
+    worker,
+};
+
+/// How much nicer than the rest of the server the engine's threads are, so that a question about a job never waits for a picture.
+const NICER: i32 = 5;
+
+/// Least time between two lines of progress.
+const LINE_EVERY: Duration = Duration::from_millis(500);
+
+/// Longest side of a small preview, pixels.
+const PREVIEW_SIDE: u32 = 512;
+
+/// Quality of previews.
+const PREVIEW_QUALITY: u8 = 80;
+
+/// Pictures by `flux`.
+pub struct Studio {
+    shelf: Shelf,
+    blobs: Blobs,
+    metadata: MetadataLevel,
+    /// What the models in it were loaded from.
+    stock: Arc<Stock>,
+    /// Models in memory, in no order.
+    loaded: Vec<Loaded>,
+}
+
+struct Loaded {
+    name: String,
+    pipeline: Pipeline,
+    loras: Vec<(LoraFile, Arc<Lora>, f32)>,
+    /// Bytes of weights that stay in memory between pictures.
+    resident: u64,
+    last_used: Instant,
+}
+
+impl Studio {
+    /// An engine without a model yet; to be called on the worker's thread, whose niceness the engine's threads inherit.
+    pub fn new(shelf: Shelf, blobs: Blobs, metadata: MetadataLevel) -> Self {
+        if let Err(error) = rustix::process::nice(NICER) {
+            tracing::debug!(%error, "the engine runs as important as the rest");
+        }
+        Self { stock: shelf.stock(), shelf, blobs, metadata, loaded: Vec::new() }
+    }
+
+    /// Where the model of this name is in `loaded`, loading it if it is not there.
+    fn load(&mut self, name: &str, run: &Run) -> Result<usize, Fault> {
+        let stock = self.shelf.stock();
+        if !Arc::ptr_eq(&stock, &self.stock) {
+            // Another list: the same name may mean another model.
+            self.unload(|_| true);
+            self.stock = stock;
+        }
+        if let Some(index) = self.loaded.iter().position(|loaded| loaded.name == name) {
+            return Ok(index);
+        }
+        let served = self.stock.models.iter().find(|model| model.name == name);
+        let Served { spec, .. } = served.ok_or_else(|| Fault::UnknownModel(name.to_owned()))?;
+        let start = Instant::now();
+        let mut cancel = Following::quiet(run);
+        let loaded = spec
+            .find(&self.stock.search)
+            .and_then(|files| Pipeline::load(files, &self.stock.options, &mut cancel))
+            .map_err(|error| match error {
+                Error::Cancelled => Fault::Cancelled,
+                error => {
+                    logged(name, &error);
+                    Fault::Failed(format!("the model '{name}' cannot be loaded; the server's log says why"))
+                }
+            })?;
+        tracing::info!(model = name, seconds = start.elapsed().as_secs_f64(), "loaded");
+        let (family, notice) = (loaded.family().name(), loaded.notice().map(str::to_owned));
+        self.shelf.tell(name, |state| {
+            (state.family, state.notice, state.loaded, state.last_used) = (family, notice, true, now());
+        });
+        self.loaded.push(Loaded {
+            name: name.to_owned(),
+            pipeline: loaded,
+            loras: Vec::new(),
+            resident: 0,
+            last_used: Instant::now(),
+        });
+        Ok(self.loaded.len() - 1)
+    }
+
+    fn unload(&mut self, which: impl Fn(&Loaded) -> bool) {
+        for gone in self.loaded.extract_if(.., |loaded| which(loaded)) {
+            tracing::info!(model = gone.name, "unloaded");
+            self.shelf.tell(&gone.name, |state| (state.loaded, state.bytes) = (false, 0));
+        }
+    }
+
+    /// Makes room for a model that takes `needed` bytes: those used longest ago give their weights back.
+    fn make_room(&mut self, index: usize, needed: u64) {
+        let Some(limit) = self.stock.options.memory_limit.or_else(memory::available) else { return };
+        let mut others: Vec<usize> = (0..self.loaded.len()).filter(|other| *other != index).collect();
+        others.sort_by_key(|other| self.loaded[*other].last_used);
+        let mut taken: u64 = others.iter().map(|other| self.loaded[*other].resident).sum();
+        for other in others {
+            if needed.saturating_add(taken) <= limit {
+                break;
+            }
+            let other = &mut self.loaded[other];
+            other.pipeline.release();
+            taken -= other.resident;
+            other.resident = 0;
+        }
+    }
+
+    fn picture(&self, id: &BlobId, field: &str, run: &Run) -> Result<Decoded, Fault> {
+        let wrong = |kind, message: String| Fault::Picture { field: field.to_owned(), kind, message };
+        let (_, bytes) = run.wait_for(self.blobs.get(id)).map_err(|fault| match fault {
+            Fault::NotFound(_) => wrong(PictureFault::Download, "is not there any more".into()),
+            other => other,
+        })?;
+        image_file::decode(&bytes).map_err(|problem| wrong(PictureFault::Decode, problem))
+    }
+
+    /// Finishes a picture and stores it; `None` if it was flagged and is to be left out.
+    fn store(
+        &self,
+        generated: &Generated,
+        canvas: Canvas,
+        request: &Request,
+        pipeline: &Pipeline,
+        (ask, run): (&Ask, &Run),
+    ) -> Result<Option<Made>, Fault> {
+        // What was changed after it had passed is looked at again.
+        let (finished, flagged) = match pipeline.safety().review(canvas.finish(generated.picture.get())) {
+            Ok(reviewed) => (reviewed, generated.picture.verdict().flagged),
+            Err(_) if ask.on_flagged == OnFlagged::Drop => return Ok(None),
+            Err(flagged) => (flagged.blacked(), true),
+        };
+        let provenance = pipeline.provenance(request, generated.seed);
+        let encoding = Encoding { format: ask.format, quality: ask.quality, metadata: self.metadata };
+        let bytes = image_file::encode(&finished, &provenance, encoding).map_err(|error| told(&error))?;
+        let (mime, seed) = (ask.format.mime(), generated.seed);
+        let name = format!("darkroom-{seed}.{}", ask.format.extension());
+        let keep = Duration::from_secs(ask.keep_seconds);
+        let blob = run.wait_for(self.blobs.put(bytes.into(), mime, &name, keep, run.owner()))?;
+        let (width, height) = (finished.get().width(), finished.get().height());
+        let (blob, bytes) = (blob.id.clone(), blob.bytes);
+        Ok(Some(Made { blob, mime: mime.to_owned(), width, height, bytes, seed, flagged }))
+    }
+
+    /// The operator's policy, as far as a request may change it.
+    fn safety(&self, ask: &Ask) -> Safety {
+        let policy = self.stock.options.safety.clone().unwrap_or_else(Safety::off);
+        let policy = if ask.safety || !self.stock.safety_optional { policy } else { policy.without_picture_gate() };
+        policy.with_on_flagged(match ask.on_flagged {
+            OnFlagged::Drop => safety::OnFlagged::Refuse,
+            OnFlagged::Black => safety::OnFlagged::Black,
+        })
+    }
+
+    fn delete(&self, pictures: &[Made], run: &Run) {
+        for made in pictures {
+            if let Err(fault) = run.wait_for(self.blobs.delete(&made.blob)) {
+                tracing::warn!(%fault, "a picture of a failed job stays until its time is over");
+            }
+        }
+    }
+}
+
+impl worker::Engine for Studio {
+    fn make(&mut self, ask: &Ask, run: &Run) -> Result<Vec<Made>, Fault> {
+        run.log(format!("Using seed: {}", ask.seed));
+        let index = self.load(&ask.model, run)?;
+        let lora_files = ask
+            .loras
+            .iter()
+            .map(|(name, weight)| Ok((self.shelf.lora(name)?, *weight)))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.loaded[index].set_loras(lora_files)?;
+
+        let given = ask.given.first().map(|source| self.picture(blob(source)?, "image", run)).transpose()?;
+        let mask = ask.mask.as_ref().map(|source| self.picture(blob(source)?, "mask", run)).transpose()?;
+        let (request, canvas) = request(ask, &self.loaded[index].pipeline, given, mask, run)?;
+
+        let plan = self.loaded[index].pipeline.plan(&request).map_err(|error| logged(&ask.model, &error))?;
+        self.make_room(index, plan.peak_bytes());
+        self.loaded[index].resident = plan.parts.iter().map(PartPlan::resident_bytes).sum();
+        self.loaded[index].last_used = Instant::now();
+        self.shelf.tell(&ask.model, |state| (state.bytes, state.last_used) = (plan.peak_bytes(), now()));
+
+        let safety = self.safety(ask);
+        self.loaded[index].pipeline.set_safety(safety);
+        let pipeline = &self.loaded[index].pipeline;
+        let mut watch = Following::new(ask, run, &request, canvas, pipeline);
+        let mut made = Vec::new();
+        let mut failure = None;
+        let result = pipeline.generate_each(&request, &mut watch, &mut |generated| match self.store(
+            &generated,
+            canvas,
+            &request,
+            pipeline,
+            (ask, run),
+        ) {
+            Ok(picture) => {
+                made.extend(picture);
+                ControlFlow::Continue(())
+            }
+            Err(fault) => {
+                failure = Some(fault);
+                ControlFlow::Break(())
+            }
+        });
+        let result = match result {
+            // Some were left out, but not all.
+            Err(Error::Refused(refused)) if refused.subject == Subject::Picture && !made.is_empty() => Ok(()),
+            result => result.map_err(|error| logged(&ask.model, &error)),
+        };
+        self.loaded[index].last_used = Instant::now();
+        let none = || Fault::Flagged {
+            stage: Stage::Picture,
+            categories: Vec::new(),
+            message: "every picture was flagged by the picture gate".into(),
+        };
+        let failure = failure.or(result.err()).or_else(|| made.is_empty().then(none));
+        if let Some(fault) = failure {
+            self.delete(&made, run);
+            return Err(fault);
+        }
+        Ok(made)
+    }
+
+    fn idle(&mut self) {
+        if let Some(keep) = self.shelf.stock().keep_alive {
+            self.unload(|loaded| loaded.last_used.elapsed() >= keep);
+        }
+    }
+
+    fn start_over(&mut self) {
+        self.unload(|_| true);
+    }
+}
+
+impl Loaded {
+    /// Has these LoRAs applied and no others; nothing is read if they are already.
+    fn set_loras(&mut self, asked: Vec<(LoraFile, f32)>) -> Result<(), Fault> {
+        let same =
+            |(have, asked): (&(LoraFile, Arc<Lora>, f32), &(LoraFile, f32))| have.0 == asked.0 && have.2 == asked.1;
+        if self.loras.len() == asked.len() && self.loras.iter().zip(&asked).all(same) {
+            return Ok(());
+        }
+        let wrong = |error: &Error| match error {
+            Error::File { problem, .. } => {
+                Fault::invalid("loras", Rule::Other, format!("has a LoRA that cannot be used: it {problem}"))
+            }
+            other => told(other),
+        };
+        let mut loras = Vec::new();
+        for (file, weight) in asked {
+            let open = self.loras.iter().find(|(have, ..)| *have == file).map(|(_, lora, _)| lora.clone());
+            let lora = match open {
+                Some(lora) => lora,
+                None => Arc::new(Lora::open(&file.path).map_err(|error| wrong(&error))?),
+            };
+            loras.push((file, lora, weight));
+        }
+        let used = loras.iter().map(|(_, lora, weight)| (lora.clone(), *weight)).collect();
+        let reports = self.pipeline.set_loras(&Loras { used, merge: false }).map_err(|error| wrong(&error))?;
+        for report in reports.iter().filter(|report| !report.unmatched.is_empty()) {
+            tracing::warn!(lora = report.name, left_out = report.unmatched.len(), "not all of a LoRA fits the model");
+        }
+        self.loras = loras;
+        Ok(())
+    }
+}
+
+/// What `flux` is asked for, and how that becomes the picture.
+fn request(
+    ask: &Ask,
+    pipeline: &Pipeline,
+    given: Option<Decoded>,
+    mask: Option<Decoded>,
+    run: &Run,
+) -> Result<(Request, Canvas), Fault> {
+    let size = given.as_ref().map(|given| (given.picture.width(), given.picture.height()));
+    let output = canvas::output(ask.size, size)?;
+    let usual = (pipeline.defaults().width, pipeline.defaults().height);
+    let canvas = Canvas::new(output, usual, matches!(ask.mode, Mode::Image { .. } | Mode::Inpaint { .. }));
+    let mut request = pipeline.request(ask.prompt.clone());
+    (request.width, request.height) = canvas.drawn;
+    request.upscale = canvas.enlarged;
+    request.steps = ask.steps;
+    request.guidance = ask.guidance;
+    request.true_cfg = ask.true_cfg;
+    if ask.true_cfg > 1.0 {
+        request.negative_prompt.clone_from(&ask.negative_prompt);
+    }
+    request.seed = ask.seed;
+    request.batch = ask.pictures;
+    request.sampler = ask.sampler;
+    request.schedule = ask.schedule;
+    request.acceleration = match ask.acceleration {
+        Acceleration::None => acceleration::Acceleration::None,
+        Acceleration::Regular => acceleration::Acceleration::Regular,
+        Acceleration::High => acceleration::Acceleration::High,
+    };
+    let given = || given.ok_or_else(|| Fault::invalid("image", Rule::Missing, "is required"));
+    let begin =
+        |picture: &Rgb8, strength: f32| Start { strength: f64::from(strength), ..Start::new(canvas.given(picture)) };
+    match ask.mode {
+        Mode::Text => {}
+        Mode::Image { strength } => request.pictures.start = Some(begin(&given()?.picture, strength)),
+        Mode::Inpaint { strength } => {
+            let given = given()?;
+            let mut start = begin(&given.picture, strength);
+            // Where no mask is given, what is transparent is painted.
+            let mask = mask.or_else(|| given.alpha.is_some().then(|| given.clone())).map(Decoded::into_mask);
+            start.mask = mask.map(|mask| canvas.given(&mask));
+            request.pictures.start = Some(start);
+        }
+        Mode::Redux => {
+            let given = given()?;
+            request.redux = Some(given.picture.clone());
+            if let Err(Error::Asked { field: "redux", .. }) = pipeline.check(&request) {
+                run.log(format!(
+                    "This model has no Redux: the picture is begun from instead, at strength {REDUX_STRENGTH}"
+                ));
+                let canvas = Canvas::new(output, usual, true);
+                request.redux = None;
+                (request.width, request.height) = canvas.drawn;
+                request.upscale = canvas.enlarged;
+                let strength = f64::from(REDUX_STRENGTH);
+                request.pictures.start = Some(Start { strength, ..Start::new(canvas.given(&given.picture)) });
+                return Ok((request, canvas));
+            }
+        }
+    }
+    Ok((request, canvas))
+}
+
+fn blob(source: &Source) -> Result<&BlobId, Fault> {
+    match source {
+        Source::Blob(id) => Ok(id),
+        Source::Url { .. } => Err(Fault::Failed("a picture was not fetched".into())),
+    }
+}
+
+/// What the caller hears of an error. The operator's log has the file's problem, but not where it is.
+fn logged(model: &str, error: &Error) -> Fault {
+    match error {
+        Error::File { problem, .. } => tracing::error!(model, problem, "a file cannot be used"),
+        Error::Asked { field: "model", .. } => tracing::error!(model, "the model's files are not there"),
+        _ => {}
+    }
+    tracing::trace!(model, %error, "in full");
+    told(error)
+}
+
+/// What the caller hears of an error.
+fn told(error: &Error) -> Fault {
+    match error {
+        Error::Asked { field: "memory_limit", problem } => {
+            Fault::Failed(format!("there is too little memory: {problem}"))
+        }
+        Error::Asked { field: field @ ("image" | "mask"), problem } => {
+            let kind = if problem.contains("at least") { PictureFault::TooSmall } else { PictureFault::Decode };
+            Fault::Picture { field: (*field).to_owned(), kind, message: problem.clone() }
+        }
+        Error::Asked { field, problem } => Fault::invalid(*field, Rule::Other, problem.clone()),
+        Error::Refused(refused) => Fault::Flagged {
+            // A picture that was given is looked at before the work, as the prompt is.
+            stage: if refused.subject == Subject::Picture { Stage::Picture } else { Stage::Prompt },
+            categories: vec![refused.category.clone()],
+            message: refused.reason.clone(),
+        },
+        Error::Degenerate(problem) => Fault::Failed(problem.clone()),
+        Error::Cancelled => Fault::Cancelled,
+        _ => Fault::Failed("a file of the model cannot be used; the server's log says why".into()),
+    }
+}
+
+/// Tells the job how far its pictures are.
+struct Following<'a> {
+    run: &'a Run,
+    /// `None` while a model is loaded.
+    making: Option<Making<'a>>,
+}
+
+struct Making<'a> {
+    ask: &'a Ask,
+    request: &'a Request,
+    canvas: Canvas,
+    pipeline: &'a Pipeline,
+    /// When the picture was begun, and which.
+    began: (Instant, u32),
+    last_line: Option<Instant>,
+    /// Of this picture, so far.
+    previews: u32,
+}
+
+impl<'a> Following<'a> {
+    fn quiet(run: &'a Run) -> Self {
+        Self { run, making: None }
+    }
+
+    fn new(ask: &'a Ask, run: &'a Run, request: &'a Request, canvas: Canvas, pipeline: &'a Pipeline) -> Self {
+        let began = (Instant::now(), 0);
+        Self { run, making: Some(Making { ask, request, canvas, pipeline, began, last_line: None, previews: 0 }) }
+    }
+}
+
+impl Watch for Following<'_> {
+    fn event(&mut self, event: Event<'_>) {
+        let Some(making) = &mut self.making else { return };
+        match event {
+            Event::Step(step) => making.step(&step, self.run),
+            Event::Flagged { picture, refused } => {
+                self.run.log(format!("Picture {} was flagged: {}", picture + 1, refused.category));
+            }
+            _ => {}
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.run.cancelled()
+    }
+}
+
+impl Making<'_> {
+    fn step(&mut self, step: &Step<'_>, run: &Run) {
+        let &Step { picture, step: done, steps, seconds, .. } = step;
+        if self.began.1 != picture {
+            (self.began, self.previews) = ((Instant::now(), picture), 0);
+        }
+        let pictures = self.ask.pictures;
+        run.progress(Progress { picture, pictures, step: done, steps, seconds_per_step: seconds });
+        let elapsed = self.began.0.elapsed();
+        if done == steps || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
+            self.last_line = Some(Instant::now());
+            run.log(line(done, steps, elapsed));
+        }
+        let count = u32::from(self.ask.previews.count);
+        if preview_after(done, steps, count)
+            && let Some(preview) = self.preview(step)
+        {
+            run.preview(preview);
+            self.previews += 1;
+        }
+    }
+
+    /// What cannot be shown (a model without a cheap way, a picture that is refused) is left out.
+    fn preview(&self, step: &Step<'_>) -> Option<Preview> {
+        let rough = step.preview()?;
+        let (format, picture) = if self.ask.previews.full_size {
+            (self.ask.format, self.canvas.finish(&rough))
+        } else {
+            let side = rough.width().max(rough.height());
+            let shrunk = |of: u32| (u64::from(of) * u64::from(PREVIEW_SIDE) / u64::from(side)).max(1) as u32;
+            let small = side <= PREVIEW_SIDE;
+            let size =
+                if small { (rough.width(), rough.height()) } else { (shrunk(rough.width()), shrunk(rough.height())) };
+            (Format::Jpeg, resize(&rough, size.0, size.1, Filter::Lanczos))
+        };
+        let picture = self.pipeline.safety().review(picture).ok()?;
+        let seed = self.request.seed.wrapping_add(u64::from(step.picture));
+        let provenance = self.pipeline.provenance(self.request, seed);
+        let encoding = Encoding { format, quality: PREVIEW_QUALITY, metadata: MetadataLevel::None };
+        let bytes = image_file::encode(&picture, &provenance, encoding).ok()?;
+        let (width, height) = (picture.get().width(), picture.get().height());
+        let mime = format.mime();
+        let index = self.previews;
+        Some(Preview { picture: step.picture, index, step: step.step, bytes: bytes.into(), mime, width, height })
+    }
+}
+
+/// Whether one of `count` previews comes after `step` of `steps`: evenly spaced, never after the last.
+fn preview_after(step: u32, steps: u32, count: u32) -> bool {
+    (0..count).any(|index| ((index + 1) * steps) / (count + 1) == step) && step > 0 && step < steps
+}
+
+/// A line as `tqdm` writes it: people's programs read them.
+fn line(step: u32, steps: u32, elapsed: Duration) -> String {
+    let share = f64::from(step) / f64::from(steps.max(1));
+    let filled = (share * 10.0) as usize;
+    let clock = |seconds: f64| format!("{:02}:{:02}", seconds as u64 / 60, seconds as u64 % 60);
+    let seconds = elapsed.as_secs_f64();
+    let rate = f64::from(step) / seconds.max(1e-6);
+    let left = f64::from(steps - step.min(steps)) / rate.max(1e-6);
+    let rate = if rate >= 1.0 { format!("{rate:5.2}it/s") } else { format!("{:5.2}s/it", 1.0 / rate) };
+    let bar = format!("{}{}", "#".repeat(filled), " ".repeat(10 - filled.min(10)));
+    format!("{:3.0}%|{bar}| {step}/{steps} [{}<{}, {rate}]", share * 100.0, clock(seconds), clock(left))
+}
+
+#[cfg(test)]
+mod tests;

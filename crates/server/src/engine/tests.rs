@@ -1,0 +1,221 @@
+//! The model in the box behind the queue: pictures from asking to the store.
+
+use std::path::Path;
+
+use flux::{image_file, model::ModelSpec};
+
+use super::*;
+use crate::{
+    ask::{OutputSize, Previews},
+    blobs::Place,
+    job::{JobView, NewJob, Owner, State},
+    jobs::{Cancelling, Jobs, Settings},
+    journal::Journal,
+    testing::{self, Unfetched, job},
+};
+
+struct Bench {
+    jobs: Jobs,
+    blobs: Blobs,
+    _folder: tempfile::TempDir,
+}
+
+fn pocket(name: &str) -> Served {
+    Served { name: name.into(), aliases: Vec::new(), spec: ModelSpec::default() }
+}
+
+async fn bench(stock: Stock) -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(&folder.path().join("journal")).unwrap();
+    let blobs = Blobs::open(&Place::Folder(folder.path().join("blobs")), 1 << 30).await.unwrap();
+    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap();
+    let shelf = Shelf::new(stock);
+    let (on_shelf, in_store) = (shelf.clone(), blobs.clone());
+    worker::spawn(jobs.clone(), move || Studio::new(on_shelf, in_store, MetadataLevel::Full)).unwrap();
+    Bench { jobs, blobs, _folder: folder }
+}
+
+fn ask(prompt: &str) -> Ask {
+    Ask { steps: 4, guidance: 3.0, ..testing::ask(prompt) }
+}
+
+impl Bench {
+    async fn end(&self, ask: Ask) -> JobView {
+        let taken = self.jobs.submit(NewJob { ask: Ok(ask), ..job("") }).await.unwrap();
+        self.jobs.wait(&taken.id).await.unwrap()
+    }
+
+    /// The files of a job that succeeds.
+    async fn files(&self, ask: Ask) -> Vec<Vec<u8>> {
+        let view = self.end(ask).await;
+        assert_eq!(view.state, State::Succeeded, "{:?}", view.fault());
+        let mut files = Vec::new();
+        for made in view.made() {
+            let (blob, bytes) = self.blobs.get(&made.blob).await.unwrap();
+            assert_eq!((blob.mime.as_str(), blob.bytes), (made.mime.as_str(), made.bytes));
+            files.push(bytes.to_vec());
+        }
+        files
+    }
+
+    async fn upload(&self, picture: &[u8]) -> Source {
+        let keep = Duration::from_mins(10);
+        let owner = Owner::anyone();
+        let put = self.blobs.put_upload(picture.to_vec().into(), "image/png", "a.png", keep, &owner).await;
+        Source::Blob(put.unwrap().id.clone())
+    }
+}
+
+fn one_model() -> Stock {
+    Stock { models: vec![pocket("pocket")], ..Stock::default() }
+}
+
+#[tokio::test]
+async fn each_picture_of_a_batch_is_what_it_is_alone() {
+    let bench = bench(one_model()).await;
+    let batch = bench.files(Ask { pictures: 3, seed: u64::MAX, ..ask("a red fox") }).await;
+    assert_eq!(batch.len(), 3);
+    for (i, seed) in [u64::MAX, 0, 1].into_iter().enumerate() {
+        assert_eq!(bench.files(Ask { seed, ..ask("a red fox") }).await, [batch[i].clone()], "picture {i}");
+    }
+    let found = image_file::read(&batch[1]).unwrap();
+    assert_eq!((found.width, found.height), (64, 64));
+    let told = found.provenance.unwrap();
+    assert_eq!((told.seed, told.prompt.as_deref()), (0, Some("a red fox")));
+}
+
+#[tokio::test]
+async fn sizes_and_formats_are_exact() {
+    let bench = bench(one_model()).await;
+    for (format, width, height) in
+        [(Format::Png, 300, 200), (Format::Jpeg, 67, 41), (Format::Webp, 200, 256), (Format::Gif, 48, 96)]
+    {
+        let size = OutputSize::Exact { width, height };
+        let file = bench.files(Ask { size, format, ..ask("a blue car") }).await.remove(0);
+        let found = image_file::read(&file).unwrap();
+        assert_eq!((found.format, found.width, found.height), (format, width, height));
+    }
+}
+
+#[tokio::test]
+async fn only_the_masked_part_is_painted() {
+    let bench = bench(one_model()).await;
+    let size = OutputSize::Exact { width: 96, height: 96 };
+    let drawn = bench.files(Ask { size, steps: 20, ..ask("a red fox") }).await.remove(0);
+    let black_left = Rgb8::new(96, 96, (0..96 * 96).flat_map(|i| [if i % 96 < 48 { 0 } else { 255 }; 3]).collect());
+    let mask = png(&black_left);
+    let (given, mask) = (vec![bench.upload(&drawn).await], Some(bench.upload(&mask).await));
+    let mode = Mode::Inpaint { strength: 1.0 };
+    let file = bench.files(Ask { size, given, mask, mode, seed: 9, ..ask("a blue car") }).await.remove(0);
+    let (before, after) = (image_file::decode(&drawn).unwrap().picture, image_file::decode(&file).unwrap().picture);
+    let apart = |columns: std::ops::Range<u32>| {
+        let pixels = (0..96).flat_map(|y| columns.clone().map(move |x| (x, y)));
+        pixels.map(|(x, y)| f64::from(before.pixel(x, y)[1].abs_diff(after.pixel(x, y)[1]))).sum::<f64>() / 96.0 / 40.0
+    };
+    assert!(apart(0..40) < 8.0 && apart(56..96) > 20.0, "{} {}", apart(0..40), apart(56..96));
+}
+
+/// A file of a picture that no model made.
+fn png(picture: &Rgb8) -> Vec<u8> {
+    let safety = flux::safety::Safety::off();
+    let reviewed = safety.review(picture.clone()).unwrap();
+    image_file::encode(&reviewed, &image_file::Provenance::default(), Encoding::default()).unwrap()
+}
+
+#[tokio::test]
+async fn progress_previews_and_cancelling() {
+    let bench = bench(one_model()).await;
+    let previews = Previews { count: 2, full_size: true };
+    let size = OutputSize::Exact { width: 128, height: 128 };
+    let taken =
+        bench.jobs.submit(NewJob { ask: Ok(Ask { steps: 9, previews, size, ..ask("a fox") }), ..job("") }).await;
+    let mut views = bench.jobs.follow(&taken.unwrap().id).await.unwrap();
+    let mut seen = Vec::new();
+    while let Some(view) = futures_util::StreamExt::next(&mut views).await {
+        seen.extend(view.previews.iter().map(|preview| (preview.step, preview.index, preview.mime)));
+        for preview in &*view.previews {
+            let found = image_file::read(&preview.bytes).unwrap();
+            assert_eq!((found.width, found.height, found.provenance.is_none()), (128, 128, true));
+        }
+        if view.state.is_final() {
+            assert!(view.logs[1].message.contains("1/9 ["), "{:?}", view.logs);
+            assert!(view.logs.last().unwrap().message.starts_with("100%|##########| 9/9 ["));
+        }
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert!(seen.iter().all(|seen| [(3, 0, "image/png"), (6, 1, "image/png")].contains(seen)), "{seen:?}");
+
+    let long = Ask { steps: 1000, pictures: 64, ..ask("a fox") };
+    let taken = bench.jobs.submit(NewJob { ask: Ok(long), ..job("") }).await.unwrap();
+    let mut views = bench.jobs.follow(&taken.id).await.unwrap();
+    while futures_util::StreamExt::next(&mut views).await.unwrap().progress.is_none() {}
+    let start = Instant::now();
+    assert_eq!(bench.jobs.cancel(&taken.id).await, Cancelling::Requested);
+    assert_eq!(bench.jobs.wait(&taken.id).await.unwrap().state, State::Cancelled);
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn loras_are_swapped_and_a_wrong_one_harms_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = bench(Stock { loras: Some(folder.path().to_owned()), ..one_model() }).await;
+    let plain = bench.files(ask("a red fox")).await;
+    let with = |name: &str, weight| Ask { loras: vec![(name.into(), weight)], ..ask("a red fox") };
+    let view = bench.end(with("ink", 1.0)).await;
+    assert!(matches!(view.fault(), Some(Fault::Invalid(_))), "{:?}", view.fault());
+    lora(&folder.path().join("ink.safetensors"), 40);
+    let inked = bench.files(with("ink", 1.0)).await;
+    assert_ne!(pixels(&inked), pixels(&plain));
+    std::fs::write(folder.path().join("broken.safetensors"), b"no").unwrap();
+    let view = bench.end(with("broken", 1.0)).await;
+    let told = view.fault().unwrap().to_string();
+    assert!(
+        matches!(view.fault(), Some(Fault::Invalid(_))) && !told.contains(&*folder.path().to_string_lossy()),
+        "{told}"
+    );
+    assert_eq!(bench.files(with("ink", 1.0)).await, inked);
+    assert_eq!(bench.files(ask("a red fox")).await, plain, "as if there had been none");
+}
+
+fn pixels(files: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    files.iter().map(|file| image_file::decode(file).unwrap().picture.as_ref().to_vec()).collect()
+}
+
+/// A LoRA of rank 1 for one layer of the model in the box, in Kohya's spelling; `size` is how much it changes.
+pub(crate) fn lora(path: &Path, size: u8) {
+    const WIDTH: usize = 192;
+    let value = f32::from(size) / 100.0;
+    let layer = "lora_unet_double_blocks_0_img_attn_proj";
+    let tensors = [("lora_down", [1, WIDTH]), ("lora_up", [WIDTH, 1])];
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (role, shape) in tensors {
+        let begin = data.len();
+        for i in 0..WIDTH {
+            data.extend((if i % 3 == 0 { value } else { -value }).to_le_bytes());
+        }
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [begin, data.len()]});
+        header.insert(format!("{layer}.{role}.weight"), entry);
+    }
+    let header = serde_json::to_vec(&header).unwrap();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat();
+    std::fs::write(path, file).unwrap();
+}
+
+#[test]
+fn lines_look_like_tqdms() {
+    assert_eq!(line(14, 28, Duration::from_secs(7)), " 50%|#####     | 14/28 [00:07<00:07,  2.00it/s]");
+    assert_eq!(line(1, 28, Duration::from_secs(90)), "  4%|          | 1/28 [01:30<40:30, 90.00s/it]");
+    assert_eq!(line(4, 4, Duration::from_millis(200)), "100%|##########| 4/4 [00:00<00:00, 20.00it/s]");
+}
+
+#[test]
+fn previews_are_even_and_never_the_last() {
+    let after = |steps, count| (0..=steps).filter(|step| preview_after(*step, steps, count)).collect::<Vec<_>>();
+    assert_eq!(after(28, 3), [7, 14, 21]);
+    assert_eq!(after(4, 1), [2]);
+    assert_eq!(after(2, 3), [1], "fewer steps than previews");
+    assert!(after(1, 3).is_empty());
+    assert!(after(28, 0).is_empty());
+}

@@ -1,0 +1,525 @@
+//! The handle on all jobs: dialects submit, look, wait and cancel through it; the worker takes from it.
+//!
+//! It carries out what [`crate::queue`] decides: the journal is told before anybody is (a job is accepted, started and ended only
+//! when that is on the disk), pictures are fetched, deadlines kept. Views of jobs that have not ended, and of the last that have,
+//! are in memory; older ones come from the journal.
+
+mod effects;
+mod run;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant, SystemTime},
+};
+
+use futures_util::{
+    StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, Semaphore, broadcast, watch},
+    task::AbortHandle,
+};
+
+use self::effects::{keep_time, ticket, view};
+pub use self::run::Run;
+pub(crate) use self::run::Taken;
+use crate::{
+    blobs::BlobId,
+    error::Fault,
+    job::{Dialect, JobId, JobView, Millis, NewJob, Outcome, Owner, State, Webhook},
+    journal::Journal,
+    outbox::Outbox,
+    queue::{Effect, Event, Left, Limits, Queue},
+    records::{self, Record},
+};
+
+/// Jobs whose pictures are fetched at the same time.
+const FETCHED_AT_ONCE: usize = 8;
+
+/// How long the worker waits after the journal refused a start.
+const JOURNAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a running job may take to notice that it was stopped.
+const STOPPING: Duration = Duration::from_mins(1);
+
+/// Fetches pictures that were given as URLs.
+pub trait Prepare: Send + Sync + 'static {
+    /// The picture behind `url` as a blob; `field` is its vendor's name, for errors.
+    fn picture(&self, url: String, field: String) -> BoxFuture<'static, Result<BlobId, Fault>>;
+}
+
+/// How jobs are kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How much may wait.
+    pub limits: Limits,
+    /// How long a job is known after its end.
+    pub keep: Duration,
+    /// How many ended jobs are known at most.
+    pub most: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { limits: Limits::default(), keep: Duration::from_hours(7 * 24), most: 100_000 }
+    }
+}
+
+/// The handle; clones share the jobs.
+#[derive(Clone)]
+pub struct Jobs(Arc<Shared>);
+
+struct Shared {
+    journal: Journal,
+    runtime: Handle,
+    prepare: Arc<dyn Prepare>,
+    fetches: Arc<Semaphore>,
+    settings: Settings,
+    state: Mutex<All>,
+    /// Tells the worker that there may be something for it.
+    work: Condvar,
+    /// Counts changes of who waits for whom.
+    line: watch::Sender<u64>,
+    /// Deadlines may have changed.
+    clock: Notify,
+    outbox: Outbox,
+    chatter: broadcast::Sender<JobId>,
+}
+
+/// All jobs in memory.
+struct All {
+    queue: Queue,
+    jobs: HashMap<JobId, Live>,
+    /// Those that ended, the oldest first.
+    ended: VecDeque<JobId>,
+    secrets: HashMap<Arc<str>, JobId>,
+    /// Places in line, counted when somebody asks.
+    places: Option<HashMap<JobId, u32>>,
+    counts: Counts,
+    closed: bool,
+}
+
+/// A job in memory.
+struct Live {
+    shown: watch::Sender<Shown>,
+    webhook: Option<Webhook>,
+    only_while_held: bool,
+    holders: usize,
+    stop: Arc<AtomicBool>,
+    /// How it ended, while that is on its way to the disk.
+    ending: Option<State>,
+    fetching: Option<AbortHandle>,
+}
+
+/// What others may see.
+#[derive(Clone)]
+struct Shown {
+    view: JobView,
+    /// Whether the journal took it; nobody hears of it before.
+    stored: Option<Result<(), Fault>>,
+}
+
+/// How many jobs there are and were since the server started.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Counts {
+    /// In line, or their pictures are being fetched.
+    pub queued: usize,
+    /// With the worker.
+    pub running: usize,
+    /// Taken.
+    pub accepted: u64,
+    /// Not taken: the queue was full or the journal did not write.
+    pub refused: u64,
+    /// Ended with pictures.
+    pub succeeded: u64,
+    /// Ended with a fault.
+    pub failed: u64,
+    /// Ended because somebody wanted it.
+    pub cancelled: u64,
+    /// Pictures made.
+    pub pictures: u64,
+    /// Seconds of computing of those that succeeded.
+    pub seconds: f64,
+}
+
+/// What became of a wish to cancel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cancelling {
+    /// It ends, or has just ended.
+    Requested,
+    /// It had ended before.
+    AlreadyFinal(State),
+    /// There is no such job.
+    Unknown,
+}
+
+/// The time, UTC.
+pub fn now() -> Millis {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
+}
+
+impl Jobs {
+    /// Goes on with what the journal has. Wants a `tokio` runtime, for fetching and for deadlines.
+    ///
+    /// # Errors
+    /// If the journal cannot be read.
+    pub async fn open(journal: Journal, prepare: Arc<dyn Prepare>, settings: Settings) -> Result<Self, Fault> {
+        let unfinished = journal.read(records::unfinished).await?;
+        let jobs = Self(Arc::new(Shared {
+            outbox: Outbox::new(journal.clone()),
+            journal,
+            runtime: Handle::current(),
+            prepare,
+            fetches: Arc::new(Semaphore::new(FETCHED_AT_ONCE)),
+            settings,
+            state: Mutex::new(All {
+                queue: Queue::new(settings.limits),
+                jobs: HashMap::new(),
+                ended: VecDeque::new(),
+                secrets: HashMap::new(),
+                places: None,
+                counts: Counts::default(),
+                closed: false,
+            }),
+            work: Condvar::new(),
+            line: watch::Sender::new(0),
+            clock: Notify::new(),
+            chatter: broadcast::Sender::new(256),
+        }));
+        for found in unfinished {
+            jobs.restore(found);
+        }
+        tokio::spawn(keep_time(Arc::downgrade(&jobs.0)));
+        Ok(jobs)
+    }
+
+    fn restore(&self, found: Result<Record, JobId>) {
+        let record = match found {
+            Ok(record) => record,
+            Err(id) => {
+                let fault = Fault::Failed("this job was accepted by another version of the server".into());
+                let end = move |connection: &rusqlite::Connection| {
+                    records::end(connection, &id, &Outcome::Failed(fault.clone()), &[], now())
+                };
+                return self.0.journal.write_surely(end, drop);
+            }
+        };
+        let left = if record.only_while_held { Left::Gone } else { Left::Returns };
+        let ticket = ticket(&record);
+        let mut all = self.0.lock();
+        // What it did before the server stopped is begun again.
+        all.add(Record { state: State::Queued, started: None, ..record }, Some(Ok(())));
+        self.0.apply(&mut all, Event::Restored(ticket, left));
+    }
+
+    /// Takes a job; when this returns it is on the disk and will end exactly once. A job of the same owner with the same
+    /// idempotency key is given back instead. If the caller goes away before that, a job that is kept only while it is held is
+    /// cancelled; otherwise call [`Jobs::hold`] before anything else is awaited.
+    ///
+    /// # Errors
+    /// [`Fault::Full`], [`Fault::Unavailable`]: nothing was taken then.
+    pub async fn submit(&self, new: NewJob) -> Result<JobView, Fault> {
+        if let Some(key) = new.idempotency_key.clone() {
+            let owner = new.owner.clone();
+            let same = self.0.journal.read(move |connection| records::id_by_key(connection, &owner, &key)).await?;
+            if let Some(id) = same
+                && let Some(view) = self.view(&id).await
+            {
+                return Ok(view);
+            }
+        }
+        let mut random = [0; 26];
+        getrandom::fill(&mut random).map_err(|_| Fault::Failed("the system gives no random numbers".into()))?;
+        let record = Record::new(JobId::from_random(random), new, now());
+        let (mut shown, guard) = self.0.enter(record)?;
+        let stored = shown.wait_for(|shown| shown.stored.is_some()).await;
+        let shown = stored.map_err(|_| Fault::Unavailable("the server is shutting down".into()))?.clone();
+        if let Some(mut guard) = guard {
+            guard.armed = false;
+        }
+        shown.stored.unwrap_or(Ok(()))?;
+        Ok(self.0.with_place(shown.view))
+    }
+
+    /// What can be seen of a job now.
+    pub async fn view(&self, id: &JobId) -> Option<JobView> {
+        if let Some(shown) = self.0.subscribe(id) {
+            let shown = shown.borrow().clone();
+            return (shown.stored == Some(Ok(()))).then(|| self.0.with_place(shown.view));
+        }
+        let id = id.clone();
+        let found = self.0.journal.read(move |connection| records::by_id(connection, &id)).await;
+        found.ok().flatten().map(view)
+    }
+
+    /// The job whose stream has this secret.
+    pub async fn by_secret(&self, secret: &str) -> Option<JobView> {
+        let id = self.0.lock().secrets.get(secret).cloned();
+        if let Some(id) = id {
+            return self.view(&id).await;
+        }
+        let secret = secret.to_owned();
+        let found = self.0.journal.read(move |connection| records::by_secret(connection, &secret)).await;
+        found.ok().flatten().map(view)
+    }
+
+    /// An owner's jobs of a dialect, the newest first; those before a time and a job, for the next page.
+    ///
+    /// # Errors
+    /// If the journal cannot be read.
+    pub async fn list(
+        &self,
+        owner: &Owner,
+        dialect: Dialect,
+        before: Option<(Millis, JobId)>,
+        limit: usize,
+    ) -> Result<Vec<JobView>, Fault> {
+        let owner = owner.clone();
+        let read = move |connection: &_| records::list(connection, &owner, dialect, before.as_ref(), limit);
+        let found = self.0.journal.read(read).await?;
+        let live = |record: Record| {
+            let shown = self.0.subscribe(&record.id).map(|shown| shown.borrow().view.clone());
+            shown.map_or_else(|| view(record), |view| self.0.with_place(view))
+        };
+        Ok(found.into_iter().map(live).collect())
+    }
+
+    /// Waits until a job has ended.
+    pub async fn wait(&self, id: &JobId) -> Option<JobView> {
+        let mut last = None;
+        let mut views = self.follow(id).await?;
+        while let Some(view) = views.next().await {
+            last = Some(view);
+        }
+        last.filter(|view| view.state.is_final())
+    }
+
+    /// A view now and at each change: state, place in line, step, log, preview. Changes that come faster than they are looked
+    /// at become one; the last view is of the end.
+    pub async fn follow(&self, id: &JobId) -> Option<BoxStream<'static, JobView>> {
+        let Some(shown) = self.0.subscribe(id) else {
+            let view = self.view(id).await?;
+            return Some(stream::iter([view]).boxed());
+        };
+        if shown.borrow().stored != Some(Ok(())) {
+            return None;
+        }
+        let follower = Follower { line: self.0.line.subscribe(), shared: self.0.clone(), shown, last: None };
+        Some(stream::unfold(follower, Follower::next).boxed())
+    }
+
+    /// Ends a job, whether it waits or runs; one that runs ends within a transformer block.
+    pub async fn cancel(&self, id: &JobId) -> Cancelling {
+        let shown = {
+            let mut all = self.0.lock();
+            let found =
+                all.jobs.get(id).map(|live| (live.ending, live.shown.borrow().view.state, live.shown.subscribe()));
+            match found {
+                None => None,
+                Some((Some(state), ..)) => return Cancelling::AlreadyFinal(state),
+                Some((None, state, _)) if state.is_final() => return Cancelling::AlreadyFinal(state),
+                Some((None, _, shown)) => {
+                    self.0.apply(&mut all, Event::Cancel(id.clone()));
+                    let ends = all.jobs.get(id).is_some_and(|live| live.ending.is_some());
+                    Some((shown, ends))
+                }
+            }
+        };
+        match shown {
+            Some((mut shown, ends)) => {
+                if ends {
+                    // Whoever looks next should see it.
+                    let _ = shown.wait_for(|shown| shown.view.state.is_final()).await;
+                }
+                Cancelling::Requested
+            }
+            None => match self.view(id).await {
+                Some(view) => Cancelling::AlreadyFinal(view.state),
+                None => Cancelling::Unknown,
+            },
+        }
+    }
+
+    /// Says that somebody waits for a job. When the last that did is gone, a job that was asked for with `only_while_held` is
+    /// cancelled.
+    #[must_use = "the job may be cancelled as soon as this is dropped"]
+    pub fn hold(&self, id: &JobId) -> Hold {
+        if let Some(live) = self.0.lock().jobs.get_mut(id) {
+            live.holders += 1;
+        }
+        Hold { shared: self.0.clone(), id: id.clone() }
+    }
+
+    /// How many jobs there are and were.
+    pub fn counts(&self) -> Counts {
+        let all = self.0.lock();
+        let running = usize::from(all.queue.running().is_some());
+        Counts { queued: all.queue.len(None) - running, running, ..all.counts }
+    }
+
+    /// How many jobs of an owner have not ended.
+    pub fn unfinished(&self, owner: &Owner) -> usize {
+        self.0.lock().queue.len(Some(owner))
+    }
+
+    /// The whole queue in words, a line for each job.
+    pub fn picture(&self) -> String {
+        self.0.lock().queue.to_string()
+    }
+
+    /// Webhooks that have to be told.
+    pub fn outbox(&self) -> &Outbox {
+        &self.0.outbox
+    }
+
+    /// Names of jobs whose webhook wants to hear of log lines, whenever there are more. For those who listen only: nothing of
+    /// it is kept.
+    pub fn chatter(&self) -> broadcast::Receiver<JobId> {
+        self.0.chatter.subscribe()
+    }
+
+    /// Takes and starts nothing more; gives the running job `grace` to end and puts it back in line if it does not. Returns when
+    /// all of that is on the disk and the worker has been sent home.
+    pub async fn drain(&self, grace: Duration) {
+        self.0.apply(&mut self.0.lock(), Event::Drain);
+        if tokio::time::timeout(grace, self.0.no_job_runs()).await.is_err() {
+            self.0.apply(&mut self.0.lock(), Event::Halt);
+            let _ = tokio::time::timeout(STOPPING, self.0.no_job_runs()).await;
+        }
+        self.0.lock().closed = true;
+        self.0.work.notify_all();
+        self.0.clock.notify_one();
+        self.0.journal.flush().await;
+    }
+
+    /// Waits for the next job to run. For the worker's thread only, which says [`Taken::end`] in any case.
+    pub(crate) fn take(&self, wait: Duration) -> Next {
+        let until = Instant::now() + wait;
+        loop {
+            let id = {
+                let mut all = self.0.lock();
+                loop {
+                    if all.closed {
+                        return Next::Closed;
+                    }
+                    let effects = self.0.apply(&mut all, Event::Take);
+                    if let Some(Effect::Start(id)) =
+                        effects.into_iter().find(|effect| matches!(effect, Effect::Start(_)))
+                    {
+                        break id;
+                    }
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Next::Nothing;
+                    }
+                    all = self.0.work.wait_timeout(all, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            };
+            if let Ok(taken) = self.0.start(&id) {
+                return Next::Job(taken);
+            }
+            let mut all = self.0.lock();
+            self.0.apply(&mut all, Event::NotStarted(id));
+            let pause = |all: &mut All| !all.closed;
+            drop(self.0.work.wait_timeout_while(all, JOURNAL_PAUSE, pause));
+        }
+    }
+}
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Jobs").field(&self.counts()).finish()
+    }
+}
+
+/// What the worker does next.
+pub(crate) enum Next {
+    /// This.
+    Job(Taken),
+    /// Nothing came in time.
+    Nothing,
+    /// Go home.
+    Closed,
+}
+
+/// Somebody waits for a job; see [`Jobs::hold`].
+pub struct Hold {
+    shared: Arc<Shared>,
+    id: JobId,
+}
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hold").field(&self.id).finish()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut all = self.shared.lock();
+        let Some(live) = all.jobs.get_mut(&self.id) else { return };
+        live.holders = live.holders.saturating_sub(1);
+        if live.holders == 0 && live.only_while_held {
+            self.shared.apply(&mut all, Event::Cancel(self.id.clone()));
+        }
+    }
+}
+
+/// Cancels what was being submitted by a caller who went away.
+struct Submitting {
+    shared: Arc<Shared>,
+    id: JobId,
+    armed: bool,
+}
+
+impl Drop for Submitting {
+    fn drop(&mut self) {
+        if self.armed {
+            self.shared.apply(&mut self.shared.lock(), Event::Cancel(self.id.clone()));
+        }
+    }
+}
+
+/// The state of a stream of views.
+struct Follower {
+    shared: Arc<Shared>,
+    shown: watch::Receiver<Shown>,
+    line: watch::Receiver<u64>,
+    last: Option<(State, Option<u32>)>,
+}
+
+impl Follower {
+    async fn next(mut self) -> Option<(JobView, Self)> {
+        let mut changed = self.last.is_none();
+        loop {
+            self.line.mark_unchanged();
+            let view = self.shared.with_place(self.shown.borrow_and_update().view.clone());
+            let seen = (view.state, view.position);
+            if changed || self.last != Some(seen) {
+                if self.last.is_some_and(|(state, _)| state.is_final()) {
+                    return None;
+                }
+                self.last = Some(seen);
+                return Some((view, self));
+            }
+            if view.state.is_final() {
+                return None;
+            }
+            tokio::select! {
+                result = self.shown.changed() => match result {
+                    Ok(()) => changed = true,
+                    Err(_) => return None,
+                },
+                _ = self.line.changed(), if view.state == State::Queued => {}
+            }
+        }
+    }
+}

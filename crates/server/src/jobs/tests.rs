@@ -1,0 +1,304 @@
+//! Jobs from asking to the end, on a journal in a folder that goes away.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt as _;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    ask::{Ask, Previews, Source},
+    job::{Moment, Priority},
+    testing::{self, Fake, Unfetched, ask, job},
+    worker,
+};
+
+/// Long enough for a machine that is busy with something else.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+async fn wait(jobs: &Jobs, id: &JobId) -> JobView {
+    tokio::time::timeout(PATIENCE, jobs.wait(id)).await.expect("in time").expect("known")
+}
+
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("waited in vain: {what}");
+}
+
+/// Jobs without a worker.
+async fn idle(folder: &std::path::Path) -> Jobs {
+    let journal = Journal::open(folder).unwrap();
+    Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap()
+}
+
+/// As if the process had died: nothing more is said to the journal.
+async fn die(jobs: Jobs) {
+    jobs.0.lock().closed = true;
+    jobs.0.clock.notify_one();
+    jobs.0.journal.flush().await;
+}
+
+/// As after a process that ended: the journal's lock is free when nobody holds it.
+async fn reopened(folder: &std::path::Path) -> Jobs {
+    for _ in 0..600 {
+        if let Ok(journal) = Journal::open(folder) {
+            return Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the folder stays locked");
+}
+
+#[tokio::test]
+async fn a_job_is_followed_to_its_end() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
+    let mut new = job("a fox");
+    new.ask = Ok(Ask { previews: Previews { count: 1, full_size: false }, pictures: 2, ..ask("a fox") });
+    new.secret = Some("hidden".into());
+    let taken = jobs.submit(new).await.unwrap();
+    assert_eq!(taken.outcome, None);
+    let mut seen = Vec::new();
+    let mut previews = 0;
+    let mut views = jobs.follow(&taken.id).await.unwrap();
+    while let Some(view) = views.next().await {
+        previews = previews.max(view.previews.len());
+        seen.push((view.state, view.progress.map(|progress| (progress.picture, progress.step))));
+    }
+    seen.dedup();
+    assert!(seen.contains(&(State::Running, Some((1, 2)))), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(State::Succeeded, None)));
+    assert_eq!(previews, 2);
+    let end = jobs.view(&taken.id).await.unwrap();
+    assert_eq!(end.made().iter().map(|made| made.seed).collect::<Vec<_>>(), [42, 43]);
+    assert_eq!(end.logs[0].message, "Using seed: 42");
+    assert!(end.previews.is_empty() && end.started >= Some(end.accepted) && end.finished >= end.started);
+    assert_eq!(jobs.by_secret("hidden").await.unwrap().id, taken.id);
+    assert!(jobs.by_secret("another").await.is_none());
+    let counts = jobs.counts();
+    assert_eq!((counts.accepted, counts.succeeded, counts.pictures, counts.queued), (1, 1, 2, 0));
+    // Who comes late sees the end at once.
+    assert_eq!(jobs.follow(&taken.id).await.unwrap().count().await, 1);
+}
+
+#[tokio::test]
+async fn failures_stay_their_own() {
+    let (jobs, _folder) = testing::jobs(Fake::default()).await;
+    let mut ends = Vec::new();
+    for prompt in ["panic", "fail", "flag", "fine"] {
+        let view = jobs.submit(job(prompt)).await.unwrap();
+        ends.push(wait(&jobs, &view.id).await);
+    }
+    assert!(matches!(ends[0].fault(), Some(Fault::Failed(why)) if !why.contains("asked for")));
+    assert_eq!(ends[1].fault(), Some(&Fault::Failed("the engine failed".into())));
+    assert!(matches!(ends[2].fault(), Some(Fault::Flagged { .. })));
+    assert_eq!(ends[3].state, State::Succeeded);
+    // Accepted first, told later.
+    let wrong = Fault::invalid("steps", crate::error::Rule::AtMost(50.0), "has to be at most 50");
+    let view = jobs.submit(NewJob { ask: Err(wrong.clone()), ..job("x") }).await.unwrap();
+    assert_eq!(wait(&jobs, &view.id).await.fault(), Some(&wrong));
+}
+
+#[tokio::test]
+async fn pictures_are_fetched_first() {
+    let (jobs, _folder) = testing::jobs(Fake::default()).await;
+    let given = |url: &str| {
+        let source = Source::Url { url: url.into(), field: "image_url".into() };
+        NewJob { ask: Ok(Ask { given: vec![source], ..ask("a fox") }), ..job("a fox") }
+    };
+    let view = jobs.submit(given("data:image/gif;base64,AAAA")).await.unwrap();
+    let end = wait(&jobs, &view.id).await;
+    assert_eq!((end.state, &end.ask.unwrap().given[..]), (State::Succeeded, &[Source::Blob(Fake::blob(7))][..]));
+    let view = jobs.submit(given("data:broken")).await.unwrap();
+    let end = wait(&jobs, &view.id).await;
+    assert!(matches!(end.fault(), Some(Fault::Picture { field, .. }) if field == "image_url"));
+    let left = Source::Url { url: "data:".into(), field: "image_url".into() };
+    assert_eq!(end.ask.unwrap().given, [left], "nobody needs the data any more");
+}
+
+#[tokio::test]
+async fn a_cancelled_job_ends_whether_it_waits_or_runs() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(50)).await;
+    let long = || NewJob { ask: Ok(Ask { steps: 10_000, ..ask("long") }), ..job("long") };
+    let first = jobs.submit(long()).await.unwrap();
+    let second = jobs.submit(long()).await.unwrap();
+    until("it runs", async || jobs.view(&first.id).await.unwrap().state == State::Running).await;
+    assert_eq!(jobs.view(&second.id).await.unwrap().position, Some(0));
+    assert_eq!(jobs.cancel(&second.id).await, Cancelling::Requested);
+    assert_eq!(jobs.view(&second.id).await.unwrap().state, State::Cancelled);
+    assert_eq!(jobs.cancel(&second.id).await, Cancelling::AlreadyFinal(State::Cancelled));
+    assert_eq!(jobs.cancel(&first.id).await, Cancelling::Requested);
+    assert_eq!(wait(&jobs, &first.id).await.fault(), Some(&Fault::Cancelled));
+    assert_eq!(jobs.cancel(&JobId::from_random([1; 26])).await, Cancelling::Unknown);
+}
+
+#[tokio::test]
+async fn what_only_a_caller_waits_for_ends_with_the_caller() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(50)).await;
+    let steps = Ask { steps: 10_000, ..ask("long") };
+    let held = NewJob { ask: Ok(steps), only_while_held: true, ..job("long") };
+    let view = jobs.submit(held.clone()).await.unwrap();
+    let (one, other) = (jobs.hold(&view.id), jobs.hold(&view.id));
+    until("it runs", async || jobs.view(&view.id).await.unwrap().state == State::Running).await;
+    drop(one);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(jobs.view(&view.id).await.unwrap().state, State::Running);
+    drop(other);
+    assert_eq!(wait(&jobs, &view.id).await.state, State::Cancelled);
+    // Gone before there was an answer.
+    let before = jobs.counts().accepted;
+    let mut asking = Box::pin(jobs.submit(held));
+    assert!(futures_util::poll!(&mut asking).is_pending());
+    drop(asking);
+    until("it was taken and cancelled", async || {
+        let counts = jobs.counts();
+        counts.accepted == before + 1 && counts.cancelled == 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_same_key_is_the_same_job() {
+    let (jobs, folder) = testing::jobs(Fake::default()).await;
+    let keyed = || NewJob { idempotency_key: Some("k".into()), ..job("a fox") };
+    let (one, two) = tokio::join!(jobs.submit(keyed()), jobs.submit(keyed()));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!(one.id, two.id);
+    wait(&jobs, &one.id).await;
+    assert_eq!(jobs.submit(keyed()).await.unwrap().id, one.id, "also when it has ended");
+    jobs.drain(Duration::ZERO).await;
+    drop(jobs);
+    let jobs = reopened(folder.path()).await;
+    assert_eq!(jobs.submit(keyed()).await.unwrap().id, one.id, "also after a restart");
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = idle(folder.path()).await;
+    let first = jobs.submit(job("one")).await.unwrap();
+    let second = jobs.submit(NewJob { only_while_held: true, ..job("two") }).await.unwrap();
+    let third = jobs.submit(NewJob { priority: Priority::Low, ..job("three") }).await.unwrap();
+    // The worker began with the first, and the process died.
+    let Next::Job(lost) = jobs.take(PATIENCE) else { panic!("nothing to do") };
+    drop(lost);
+    die(jobs).await;
+
+    let jobs = reopened(folder.path()).await;
+    assert_eq!(wait(&jobs, &second.id).await.state, State::Cancelled, "its caller is gone");
+    let views = jobs.list(&Owner::anyone(), Dialect::Native, None, 10).await.unwrap();
+    let listed: Vec<_> = views.iter().map(|view| (view.id.clone(), view.state, view.position)).collect();
+    assert_eq!(listed.len(), 3);
+    assert!(listed.contains(&(first.id.clone(), State::Queued, Some(0))), "{listed:?}");
+    assert!(listed.contains(&(third.id.clone(), State::Queued, Some(1))), "{listed:?}");
+    worker::spawn(jobs.clone(), Fake::default).unwrap();
+    for id in [&first.id, &third.id] {
+        let end = wait(&jobs, id).await;
+        assert_eq!((end.state, end.made().len()), (State::Succeeded, 1));
+    }
+    // Pages.
+    let views = jobs.list(&Owner::anyone(), Dialect::Native, None, 2).await.unwrap();
+    let last = views.last().map(|view| (view.accepted, view.id.clone()));
+    let rest = jobs.list(&Owner::anyone(), Dialect::Native, last, 2).await.unwrap();
+    assert_eq!((views.len(), rest.len()), (2, 1));
+    assert!(jobs.list(&Owner("else".into()), Dialect::Native, None, 2).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_job_that_takes_the_process_with_it_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut id = None;
+    for start in 0..3 {
+        let jobs = reopened(folder.path()).await;
+        if start == 0 {
+            id = Some(jobs.submit(job("deadly")).await.unwrap().id);
+        }
+        let Next::Job(taken) = jobs.take(PATIENCE) else { panic!("nothing to do") };
+        drop(taken);
+        die(jobs).await;
+    }
+    let jobs = reopened(folder.path()).await;
+    let end = wait(&jobs, &id.unwrap()).await;
+    assert!(matches!(end.fault(), Some(Fault::Failed(why)) if why.contains("3 times")), "{end:?}");
+}
+
+#[tokio::test]
+async fn draining_lets_the_running_job_end_or_gives_it_back() {
+    let (jobs, folder) = testing::jobs(Fake::slow(20)).await;
+    let short = jobs.submit(job("short")).await.unwrap();
+    until("it runs", async || jobs.view(&short.id).await.unwrap().state == State::Running).await;
+    let waiting = jobs.submit(NewJob { ask: Ok(Ask { steps: 10_000, ..ask("long") }), ..job("long") }).await.unwrap();
+    jobs.drain(PATIENCE).await;
+    assert_eq!(jobs.view(&short.id).await.unwrap().state, State::Succeeded);
+    assert_eq!(jobs.view(&waiting.id).await.unwrap().state, State::Queued);
+    assert!(matches!(jobs.submit(job("late")).await, Err(Fault::Unavailable(_))));
+    drop(jobs);
+
+    let jobs = reopened(folder.path()).await;
+    worker::spawn(jobs.clone(), || Fake::slow(20)).unwrap();
+    until("it runs", async || jobs.view(&waiting.id).await.unwrap().state == State::Running).await;
+    jobs.drain(Duration::ZERO).await;
+    assert_eq!(jobs.view(&waiting.id).await.unwrap().state, State::Queued);
+    drop(jobs);
+    let journal = reopened(folder.path()).await.0.journal.clone();
+    let id = waiting.id.clone();
+    let record = journal.read(move |connection| records::by_id(connection, &id)).await.unwrap().unwrap();
+    assert_eq!((record.state, record.starts), (State::Queued, 0), "a start that was taken back does not count");
+}
+
+#[tokio::test]
+async fn deadlines_are_kept() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
+    let long = || Ok(Ask { steps: 10_000, ..ask("long") });
+    let cut = jobs.submit(NewJob { ask: long(), finish_by: Some(now() + 300), ..job("long") }).await.unwrap();
+    let late = jobs.submit(NewJob { start_by: Some(now() + 100), ..job("late") }).await.unwrap();
+    assert!(matches!(wait(&jobs, &late.id).await.fault(), Some(Fault::TimedOut(_))));
+    assert_eq!(wait(&jobs, &cut.id).await.state, State::Cancelled);
+}
+
+#[tokio::test]
+async fn webhooks_are_in_the_outbox_until_they_were_told() {
+    let (jobs, folder) = testing::jobs(Fake::default()).await;
+    let moments = vec![Moment::Start, Moment::Output, Moment::Logs, Moment::Completed];
+    let webhook = Some(Webhook { url: "http://example.com/hook".into(), moments });
+    let mut chatter = jobs.chatter();
+    let view = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap();
+    wait(&jobs, &view.id).await;
+    assert_eq!(chatter.recv().await.unwrap(), view.id);
+    jobs.drain(Duration::ZERO).await;
+    drop(jobs);
+
+    let jobs = reopened(folder.path()).await;
+    let mut told = Vec::new();
+    while let [notice] = &jobs.outbox().due(now(), 10).await.unwrap()[..] {
+        if notice.tries == 0 {
+            jobs.outbox().later(notice.id, now()).await.unwrap();
+            continue;
+        }
+        assert_eq!((&notice.job, notice.url.as_str(), notice.tries), (&view.id, "http://example.com/hook", 1));
+        told.push(notice.moment);
+        jobs.outbox().done(notice.id).await.unwrap();
+    }
+    assert_eq!(told, [Moment::Start, Moment::Output, Moment::Completed]);
+    assert_eq!(jobs.outbox().next().await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn old_jobs_are_forgotten() {
+    let (jobs, _folder) = testing::jobs(Fake::default()).await;
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let view = jobs.submit(NewJob { raw: json!({}), ..job("a fox") }).await.unwrap();
+        wait(&jobs, &view.id).await;
+        ids.push(view.id);
+    }
+    let pruned = |before, most| jobs.0.journal.write(move |connection| records::prune(connection, before, most));
+    assert_eq!(pruned(0, 3).await.unwrap(), 1);
+    let left = jobs.list(&Owner::anyone(), Dialect::Native, None, 10).await.unwrap();
+    assert!(left.len() == 3 && left.iter().all(|view| view.id != ids[0]));
+    assert_eq!(pruned(now() + 1, 3).await.unwrap(), 3);
+}
