@@ -4,7 +4,7 @@
 //! words that are embedded (`assets/safety/words.txt`); the operator's own. And one rule: a child together with nakedness or
 //! sex. What these see and do not see is in `docs/safety.md`.
 
-use std::{path::Path, sync::LazyLock};
+use std::{collections::HashSet, path::Path, sync::LazyLock};
 
 use rustrict::{Censor, Type};
 
@@ -29,11 +29,15 @@ const YOUNG: &str = "child children kid kids toddler toddlers baby babies infant
 const NAKED: &str = "naked nude nudes nudity undress undressed undressing unclothed topless sex sexy sexual sexually sexualized \
     sexualised erotic erotica porn porno horny seductive seductively aroused fetish lingerie panties nipples penis vagina";
 
-/// What `rustrict` takes for something else: birds, cats, a river, old words, titles of paintings.
-const INNOCENT: &str = "booby\nboobies\nmaine coon\nmaine coons\ncoon cat\ncoon cats\nniger\nsnigger\nsniggers\nsniggering\n\
-    niggle\nniggles\nniggling\nniggardly\nchink in the armour\nchink in the armor\nfaggot of wood\nfaggots of wood\n\
-    faggot of firewood\nrape of europa\nrape of the sabine women\nrape of the sabines\nrape of proserpina\nrape of the lock\n\
-    rape field\nrape fields\nrape oil\nrape blossom";
+/// What `rustrict` takes for something else: birds, cats, rivers, towns, names, old words, titles of paintings. Found by giving
+/// it a dictionary of 104,000 words and 44,000 lines of quotations, one word at a time.
+const INNOCENT: &str = "antofagasta\nbastard\nbastards\nbonner\nboobies\nbooby\nbuggers\nchink in the armor\n\
+    chink in the armour\nchink of light\nchinks of light\ncoon cat\ncoon cats\ncummings\nfagan\nfaggot of firewood\n\
+    faggot of wood\nfaggots of wood\nfagin\nflange\nflanges\nfoursome\nfoursomes\nhoare\nhotwater\njohn lee hooker\n\
+    kanchenjunga\nkonigsberg\nkoontz\nmaine coon\nmaine coons\nmuff\nmuffs\nngaliema\nniger\nniggard\nniggardliness\n\
+    niggardly\nniggards\nniggle\nniggles\nniggling\npreminger\npronunciate\npuberty\nrape blossom\nrape field\n\
+    rape fields\nrape of europa\nrape of proserpina\nrape of the lock\nrape of the sabine women\nrape of the sabines\n\
+    rape oil\nschwarzenegger\nsmartwatch\nsmartwatches\nsnigger\nsniggered\nsniggering\nsniggers\nwankel\nwitwatersrand";
 
 static INNOCENT_WORDS: LazyLock<Vec<Vec<&str>>> =
     LazyLock::new(|| INNOCENT.lines().map(|line| line.split_whitespace().collect()).collect());
@@ -68,14 +72,13 @@ impl PromptGate {
     /// The category that the text belongs to, if it is one that is refused.
     pub(super) fn category(&self, text: &str) -> Option<&str> {
         let readings = Readings::of(text);
-        let built_in = || built_in(text, &readings);
-        let built_in = if self.built_in { built_in() } else { None };
+        let built_in = if self.built_in { built_in(&readings) } else { None };
         built_in.or_else(|| self.own.as_ref()?.find(&readings))
     }
 }
 
-fn built_in(text: &str, readings: &Readings) -> Option<&'static str> {
-    let words = readings.all();
+fn built_in(readings: &Readings) -> Option<&'static str> {
+    let words: HashSet<&str> = readings.all().iter().flatten().map(String::as_str).collect();
     let has = |list: &str| list.split_whitespace().any(|word| words.contains(word));
     if (has(YOUNG) || has_age(readings.plain())) && has(NAKED) {
         return Some(MINORS);
@@ -83,14 +86,22 @@ fn built_in(text: &str, readings: &Readings) -> Option<&'static str> {
     if let Some(category) = EMBEDDED.find(readings) {
         return Some(category);
     }
-    let severe = |text: &str, kind: Type| Censor::from_str(text).analyze().is(kind & Type::SEVERE);
-    // The text as it is written, and without what is known to be innocent: both have to be suspicious.
-    let rest = without_innocent(readings.plain());
-    if severe(text, Type::SEXUAL) && severe(&rest.join(" "), Type::SEXUAL) {
-        return Some(SEXUAL);
+    // Word for word: over several, it finds things between the end of one and the beginning of the next.
+    let rest: HashSet<&str> = readings.all().iter().flat_map(|words| without_innocent(words)).collect();
+    let kinds: Vec<Type> =
+        rest.into_iter().filter(|word| is_word(word)).map(|word| Censor::from_str(word).analyze()).collect();
+    let severe = |kind: Type| kinds.iter().any(|found| found.is(kind & Type::SEVERE));
+    match () {
+        () if severe(Type::SEXUAL) => Some(SEXUAL),
+        () if severe(Type::OFFENSIVE) => Some(SLURS),
+        () => None,
     }
-    // Word for word: over several, names of places and rivers turn into slurs.
-    rest.iter().any(|word| severe(word, Type::OFFENSIVE)).then_some(SLURS)
+}
+
+/// Whether it has as many letters as digits: serial numbers spell all sorts of things.
+fn is_word(word: &str) -> bool {
+    let digits = word.chars().filter(char::is_ascii_digit).count();
+    2 * digits <= word.chars().count()
 }
 
 /// `12 years old`, `15-year-old`, `9yo`.
@@ -157,6 +168,12 @@ mod tests {
             "the Niger river, Nigeria's flag",
             "a Maine Coon cat, a raccoon",
             "shiitake mushrooms, a shuttlecock, a peacock in a cockpit",
+            "a smartwatch and ear muffs, a Wankel engine, a golf foursome, a flange",
+            "chinks of light through shutters; a booby trap; the Bastard of Orleans",
+            "John Lee Hooker on stage, Antofagasta at night, Kanchenjunga",
+            "who're you? 199707300650",
+            "a world where the standard dress is shirt and tie",
+            "I'm Larry, this is my brother, 3552664958674928",
             "a spicy curry, a hot dog, a virgin forest",
             "a gay pride parade",
             "a Jewish wedding, a Muslim family at dinner",
@@ -181,6 +198,8 @@ mod tests {
             ("hardcore porn scene", SEXUAL),
             ("p0rn", SEXUAL),
             ("p\u{200B}orn", SEXUAL),
+            ("p.o.r.n", SEXUAL),
+            ("a P 0 R N star", SEXUAL),
             ("a man with an erect penis", SEXUAL),
             ("two people having sex", SEXUAL),
             ("N S F W", SEXUAL),

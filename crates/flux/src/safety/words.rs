@@ -4,12 +4,7 @@
 //! that they stand in for, and with letters that stand alone put together. Case, accents, characters without width and letters
 //! of other alphabets that look alike make no difference. Scripts without spaces are searched within.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io::Read,
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::HashMap, io::Read, path::Path, sync::Arc};
 
 use unicode_normalization::UnicodeNormalization;
 
@@ -134,9 +129,9 @@ impl Readings {
         &self.readings[0]
     }
 
-    /// All words of all readings.
-    pub(super) fn all(&self) -> HashSet<&str> {
-        self.readings.iter().flatten().map(String::as_str).collect()
+    /// The words of each reading.
+    pub(super) fn all(&self) -> &[Vec<String>] {
+        &self.readings
     }
 }
 
