@@ -28,6 +28,10 @@ const REDIRECTS: u32 = 8;
 /// The longest answer that is not a file, bytes.
 const LONGEST_ANSWER: u64 = 32 << 20;
 
+/// Nobody knows the host.
+const NO_NAME: &str = "no address is known for this name; hint: is the network up? is HF_ENDPOINT right? behind a proxy, set \
+                       HTTPS_PROXY";
+
 /// A failure that is final, or one that may pass.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -350,10 +354,7 @@ pub(crate) fn failure(host: &str, error: ureq::Error, reached: bool) -> Failure 
     let network = |problem: String| Error::Network { host: host.to_owned(), problem };
     let passing = |problem: &str| Failure::Passing { error: network(problem.to_owned()), after: None };
     match error {
-        ureq::Error::HostNotFound if !reached => {
-            let hint = "is the network up? is HF_ENDPOINT right? behind a proxy, set HTTPS_PROXY";
-            network(format!("no address is known for this name; hint: {hint}")).into()
-        }
+        ureq::Error::HostNotFound if !reached => network(NO_NAME.into()).into(),
         ureq::Error::HostNotFound => passing("no address is known for this name"),
         ureq::Error::Timeout(_) => passing("did not answer in time"),
         ureq::Error::Rustls(error) => network(tls_problem(&error.to_string())).into(),
@@ -363,6 +364,10 @@ pub(crate) fn failure(host: &str, error: ureq::Error, reached: bool) -> Failure 
                 .into()
         }
         ureq::Error::InvalidProxyUrl => network("the proxy's address is wrong; hint: HTTPS_PROXY".into()).into(),
+        // The standard library tells it in words alone.
+        ureq::Error::Io(error) if !reached && error.to_string().contains("lookup address") => {
+            network(NO_NAME.into()).into()
+        }
         ureq::Error::Io(error) => io_failure(host, &error),
         ureq::Error::BodyExceedsLimit(limit) => network(format!("answers with more than {limit} bytes")).into(),
         other => passing(&format!("broke off: {}", shown(&other.to_string()))),
@@ -380,7 +385,9 @@ pub(crate) fn io_failure(host: &str, error: &io::Error) -> Failure {
         return Error::Network { host: host.to_owned(), problem: tls_problem(&error.to_string()) }.into();
     }
     match error.kind() {
-        io::ErrorKind::ConnectionRefused => passing("refuses the connection; hint: is HF_ENDPOINT right?"),
+        io::ErrorKind::ConnectionRefused => {
+            passing("refuses the connection; hint: are HF_ENDPOINT and HTTPS_PROXY right?")
+        }
         io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => passing("did not answer in time"),
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
             passing("cannot be reached; hint: is the network up?")
@@ -394,13 +401,17 @@ pub(crate) fn io_failure(host: &str, error: &io::Error) -> Failure {
 }
 
 fn tls_problem(problem: &str) -> String {
-    let hint = if problem.contains("UnknownIssuer") {
+    let plain = problem.to_lowercase();
+    let says = |words: &str| plain.contains(words);
+    let hint = if says("unknownissuer") {
         "the certificate is signed by somebody whom this system does not trust; hint: behind a company's proxy, add its certificate \
          to the system's, or set SSL_CERT_FILE"
-    } else if problem.contains("Expired") || problem.contains("NotValidYet") {
+    } else if says("expired") || says("notvalidyet") || says("not valid yet") {
         "the certificate is not valid now; hint: is this machine's clock right?"
-    } else if problem.contains("NotValidForName") {
+    } else if says("notvalidforname") || says("not valid for name") {
         "the certificate is for another name; hint: is HF_ENDPOINT right?"
+    } else if says("certificate") {
+        "the certificate cannot be used; hint: is HF_ENDPOINT right? does somebody listen in between?"
     } else {
         "no safe connection; hint: is it https that is spoken there?"
     };
@@ -431,6 +442,17 @@ mod tests {
             assert!(!same_place(&hub, &uri(other)), "{other}");
         }
         assert!(is_loopback(&uri("http://127.0.0.1:1")) && is_loopback(&uri("http://[::1]:1")) && !is_loopback(&hub));
+    }
+
+    #[test]
+    fn certificates_that_are_refused_are_explained() {
+        let told = |error: rustls::CertificateError| tls_problem(&rustls::Error::InvalidCertificate(error).to_string());
+        assert!(told(rustls::CertificateError::UnknownIssuer).contains("SSL_CERT_FILE"));
+        assert!(told(rustls::CertificateError::Expired).contains("clock"));
+        assert!(told(rustls::CertificateError::NotValidYet).contains("clock"));
+        assert!(told(rustls::CertificateError::NotValidForName).contains("another name"));
+        assert!(told(rustls::CertificateError::BadEncoding).contains("cannot be used"));
+        assert!(tls_problem("received corrupt message").contains("is it https"));
     }
 
     #[test]
