@@ -55,7 +55,7 @@ impl CacheArgs {
 
 /// A precision, or what suits the model.
 #[derive(Clone, Copy)]
-struct Asked(Option<Precision>);
+pub(crate) struct Asked(pub(crate) Option<Precision>);
 
 impl ComputeArgs {
     /// As the library takes them.
@@ -69,7 +69,7 @@ impl ComputeArgs {
     }
 }
 
-fn parse_precision(text: &str) -> Result<Asked, String> {
+pub(crate) fn parse_precision(text: &str) -> Result<Asked, String> {
     Ok(Asked(match text {
         "auto" => None,
         "f32" | "fp32" => Some(Precision::F32),

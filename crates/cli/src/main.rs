@@ -22,6 +22,7 @@ mod recipe_args;
 mod review;
 mod safety_args;
 mod sampling_args;
+mod serve;
 mod show;
 mod size_args;
 mod store;
@@ -76,6 +77,10 @@ enum Command {
     /// Tell which licences were accepted here
     #[command(visible_alias = "licences")]
     Licenses(licences::Args),
+    /// Serve OpenAI's, fal's, Replicate's and AUTOMATIC1111's clients over HTTP
+    Serve(Box<serve::Args>),
+    /// Make a certificate authority for HTTPS on this machine, for clients that insist on it
+    DevCa(serve::DevCa),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }
@@ -94,6 +99,8 @@ fn main() -> ExitCode {
         Command::Rm(args) => store::remove(&args),
         Command::Bundle(args) => bundle::run(&args),
         Command::Licenses(args) => licences::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::DevCa(args) => serve::dev_ca(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

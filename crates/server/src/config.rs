@@ -16,7 +16,8 @@ use std::{
 
 use flux::image_file::MetadataLevel;
 use ipnet::IpNet;
-use toml::{Table, Value};
+use toml::Table;
+pub use toml::Value;
 
 use values::Set;
 pub use values::{LogFormat, Secret, Size, VendorOutput};

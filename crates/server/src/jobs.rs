@@ -386,6 +386,11 @@ impl Jobs {
         self.0.chatter.subscribe()
     }
 
+    /// Whether it is over: nothing is accepted any more.
+    pub fn is_closed(&self) -> bool {
+        self.0.lock().closed
+    }
+
     /// Takes and starts nothing more; gives the running job `grace` to end and puts it back in line if it does not. Returns when
     /// all of that is on the disk and the worker has been sent home.
     pub async fn drain(&self, grace: Duration) {

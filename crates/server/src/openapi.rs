@@ -297,6 +297,55 @@ fn about(field: &Field) -> String {
     }
 }
 
+/// All routes and parameters as a page.
+pub fn page() -> String {
+    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let mut page = String::from(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>darkroom</title>\
+         <style>body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color-scheme:light dark}\
+         code{font:0.9em ui-monospace,monospace}table{border-collapse:collapse;width:100%}td,th{border-bottom:1px solid #8886;\
+         padding:.3rem .6rem .3rem 0;text-align:left;vertical-align:top}summary{cursor:pointer}</style>\
+         <h1>darkroom</h1><p>Every route of this server. The same for programs: <a href=\"/openapi.json\">openapi.json</a>.</p>",
+    );
+    for tag in [OPENAI, FAL, REPLICATE, SDAPI, NATIVE] {
+        let _ = write!(page, "<h2>{tag}</h2>");
+        for operation in OPERATIONS.iter().filter(|operation| operation.tag == tag) {
+            let line = format!(
+                "<code>{} {}</code> {}",
+                operation.method.to_uppercase(),
+                operation.path,
+                escape(operation.about)
+            );
+            match operation.body {
+                Body::Json(fields) | Body::Input(fields) | Body::Form(fields, _) if !fields.is_empty() => {
+                    let _ = write!(
+                        page,
+                        "<details><summary>{line}</summary><table><tr><th>parameter<th>takes<th>default<th>"
+                    );
+                    for field in fields {
+                        let default = if field.required { "required" } else { field.default };
+                        let takes = takes(field.kind).replace('`', "");
+                        let about = escape(&about(field));
+                        let _ = write!(
+                            page,
+                            "<tr><td><code>{}</code><td>{}<td>{}<td>{about}",
+                            field.name,
+                            escape(&takes),
+                            escape(default)
+                        );
+                    }
+                    page.push_str("</table></details>");
+                }
+                _ => {
+                    let _ = write!(page, "<p>{line}</p>");
+                }
+            }
+        }
+    }
+    page.push_str("</html>\n");
+    page
+}
+
 /// The table of parameters, in Markdown.
 pub fn parameters() -> String {
     let tables: [(&str, &[Field]); 7] = [

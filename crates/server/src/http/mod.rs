@@ -1,7 +1,10 @@
 //! HTTP around the dialects: bodies in, answers out. What all of them need is here.
 
 pub mod form;
+pub mod native;
+pub mod openai;
 pub mod patience;
+pub mod sdapi;
 
 use std::time::Duration;
 

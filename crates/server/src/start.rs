@@ -1,0 +1,270 @@
+//! The server's life: parts put together, ports opened, work done until a signal asks for the end.
+
+use std::{
+    io,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use flux::{
+    LoadOptions, PromptCache,
+    model::{ModelSpec, SearchPaths},
+    safety::{Safety, SafetyConfig},
+};
+use futures_util::{FutureExt, future::BoxFuture};
+
+use crate::{
+    auth::Auth,
+    blobs::{BlobId, Blobs, Place},
+    collect::Collected,
+    config::{Config, Wrong},
+    engine::Studio,
+    error::Fault,
+    fetch::Fetcher,
+    guard::Guard,
+    http,
+    job::Owner,
+    jobs::{Jobs, Prepare, Settings, now},
+    journal::{Journal, OpenError},
+    listen::{ListenError, Listeners},
+    metrics::Metrics,
+    queue::Limits,
+    server::{Parts, Server},
+    shelf::{Served, Shelf, Stock},
+    worker,
+};
+
+/// The model in the box, where no other is configured.
+const POCKET: &str = "pocket";
+
+/// How often blobs whose time is over are looked for.
+const SWEEP: Duration = Duration::from_mins(1);
+
+/// What the program knows and the configuration does not.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Where models may lie.
+    pub search: SearchPaths,
+    /// How models are loaded: device and precision; the configuration has the rest.
+    pub options: LoadOptions,
+}
+
+/// Why the server does not run (any more).
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration contradicts itself.
+    #[error(transparent)]
+    Config(#[from] Wrong),
+    /// The folder cannot be used.
+    #[error("{}: {source}", path.display())]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The journal cannot be opened.
+    #[error(transparent)]
+    Journal(#[from] OpenError),
+    /// A port or TLS cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A model that is to be served cannot be found or used.
+    #[error(transparent)]
+    Model(#[from] flux::Error),
+    /// A part does not come up.
+    #[error("{0}")]
+    Part(#[from] Fault),
+    /// The system gives no thread or signal.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+/// Runs a server until SIGTERM or SIGINT, then ends it in good order. `listening` hears the URLs when it can be reached.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn serve(
+    config: Config,
+    surroundings: Surroundings,
+    listening: impl FnOnce(&[String]),
+) -> Result<(), StartError> {
+    let end = signal()?;
+    let (listeners, running) = Running::start(config, surroundings).await?;
+    listening(&listeners.urls());
+    running.until(listeners, end).await
+}
+
+/// A server whose parts are put together.
+pub struct Running {
+    /// What its handlers share.
+    pub server: Server,
+    guard: Guard,
+    worker: std::thread::JoinHandle<()>,
+}
+
+impl Running {
+    /// Binds the ports and puts the parts together.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(config: Config, surroundings: Surroundings) -> Result<(Listeners, Self), StartError> {
+        let config = Arc::new(config);
+        let folder = &config.data_dir;
+        std::fs::create_dir_all(folder).map_err(|source| StartError::Folder { path: folder.clone(), source })?;
+        let stock = stock(&config, surroundings)?;
+        // Before the journal: of two servers on one folder and port this error is the clearer one.
+        let listeners = Listeners::bind(&config)?;
+        let journal = Journal::open(folder)?;
+        let auth = Auth::new(&config.api_keys, Some(folder), seal(&journal).await?)?;
+        config.may_listen(auth.has_keys())?;
+        let blobs = Blobs::open(&Place::Folder(folder.join("files")), config.store.quota.0).await?;
+        let looked_up = Arc::new(OnceLock::new());
+        let metrics = Metrics::new(vec![Box::new(Collected(looked_up.clone()))]);
+        let fetcher = Fetcher::new(&config, blobs.clone(), metrics.clone())?;
+        let settings = Settings {
+            limits: Limits { jobs: config.queue.total, jobs_of_owner: config.queue.per_key, ..Limits::default() },
+            keep: config.jobs.keep,
+            most: config.jobs.count,
+        };
+        let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher)), settings).await?;
+        if stock.options.safety.as_ref().is_none_or(Safety::is_off) {
+            tracing::warn!(
+                "the safety policy is off: the models' licence asks whoever deploys them for a filter or a review"
+            );
+        }
+        let shelf = Shelf::new(stock);
+        let server = Server::new(Parts {
+            config: config.clone(),
+            auth: auth.clone(),
+            blobs: blobs.clone(),
+            journal,
+            jobs: jobs.clone(),
+            shelf: shelf.clone(),
+            metrics: metrics.clone(),
+            started: now() / 1000,
+        });
+        let _ = looked_up.set(server.clone()); // the only place where it is set
+        let studio = (shelf, blobs.clone(), config.metadata);
+        let worker = worker::spawn(jobs, move || Studio::new(studio.0, studio.1, studio.2))?;
+        tokio::spawn(blobs.keep_sweeping(SWEEP));
+        tokio::spawn(auth.clone().keep_reading());
+        Ok((listeners, Self { server, guard: Guard::new(config, auth, metrics), worker }))
+    }
+
+    /// Serves until `end`; then takes nothing more, lets what runs end within the configured time, and comes back when all of it is on
+    /// the disk.
+    ///
+    /// # Errors
+    /// What the system says of the sockets.
+    pub async fn until(
+        self,
+        listeners: Listeners,
+        end: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), StartError> {
+        /// Those who wait for a job that was put back hear of it.
+        const LAST_WORDS: Duration = Duration::from_secs(2);
+
+        let app = self.server.app();
+        let (plain, tls) = (self.guard.around(app.clone(), false), self.guard.around(app, true));
+        let (jobs, grace) = (self.server.jobs.clone(), self.server.config.drain);
+        let (tell, told) = tokio::sync::oneshot::channel::<()>();
+        let drained = tokio::spawn(async move {
+            end.await;
+            tracing::info!("ending: nothing more is accepted");
+            drop(tell);
+            jobs.drain(grace).await;
+        });
+        let stop = async move {
+            let _ = told.await; // its end is the message
+        };
+        listeners.run(plain, tls, stop, grace + LAST_WORDS).await?;
+        if let Err(error) = drained.await {
+            tracing::error!(%error, "the jobs were not ended in order");
+        }
+        let ended = tokio::task::spawn_blocking(move || self.worker.join());
+        if tokio::time::timeout(Duration::from_secs(5), ended).await.is_err() {
+            tracing::warn!("the worker did not end in time");
+        }
+        Ok(())
+    }
+}
+
+/// Pictures by address become blobs of the server itself; they are nobody's to look at.
+struct Fetching(Fetcher);
+
+impl Prepare for Fetching {
+    fn picture(&self, url: String, field: String) -> BoxFuture<'static, Result<BlobId, Fault>> {
+        let fetcher = self.0.clone();
+        async move { fetcher.stored(&url, &field, &Owner::anyone()).await }.boxed()
+    }
+}
+
+/// The models of the configuration. Each is looked for now, so that a name that leads nowhere is an error at the start.
+fn stock(config: &Config, surroundings: Surroundings) -> Result<Stock, StartError> {
+    let Surroundings { search, mut options } = surroundings;
+    options.memory_limit = config.memory_limit.map(|size| size.0).or(options.memory_limit);
+    let usual = SafetyConfig::default();
+    options.safety = Some(Safety::new(&SafetyConfig {
+        prompts: config.safety.prompts,
+        word_list: config.safety.words.clone(),
+        pictures: config.safety.pictures,
+        threshold: config.safety.threshold.map_or(usual.threshold, |threshold| threshold as f32),
+        ..usual
+    })?);
+    options.prompt_cache.get_or_insert_with(|| PromptCache::new(config.data_dir.join("prompts")));
+    let names = if config.models.is_empty() { vec![POCKET.to_owned()] } else { config.models.clone() };
+    let models = names.into_iter().map(|given| {
+        let spec = ModelSpec { model: (given != POCKET).then(|| given.clone()), ..ModelSpec::default() };
+        spec.find(&search)?;
+        Ok::<_, flux::Error>(Served { name: name_of(&given), aliases: Vec::new(), spec })
+    });
+    Ok(Stock {
+        models: models.collect::<Result<_, _>>()?,
+        search: search.clone(),
+        options,
+        loras: config.loras.clone(),
+        safety_optional: config.safety.optional,
+        keep_alive: Some(config.keep_alive).filter(|time| *time != Duration::MAX),
+    })
+}
+
+/// What a model is called here: a path's last part, so that no client is told where it lies; a name as it is.
+fn name_of(given: &str) -> String {
+    let path = std::path::Path::new(given);
+    let is_path = path.is_absolute() || path.exists();
+    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    stem.filter(|_| is_path).map_or_else(|| given.to_owned(), |stem| stem.to_string_lossy().into_owned())
+}
+
+/// What signs the server's own tokens; kept, so that they outlive a restart.
+async fn seal(journal: &Journal) -> Result<[u8; 32], Fault> {
+    use base64::{Engine, prelude::BASE64_STANDARD};
+    let kept = journal.meta_or("seal", BASE64_STANDARD.encode(http::random::<32>())).await?;
+    let bytes = BASE64_STANDARD.decode(&kept).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| Fault::Failed("the journal's seal is damaged".into()))
+}
+
+/// Comes back when the operator or the system asks for the end.
+#[cfg(unix)]
+fn signal() -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+    })
+}
+
+/// Comes back when the operator asks for the end.
+#[cfg(not(unix))]
+fn signal() -> io::Result<impl Future<Output = ()>> {
+    Ok(async {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    })
+}
