@@ -395,8 +395,31 @@ impl<'a> Builder<'a> {
         self.bytes.extend(weight.rows().iter().map(|rows| rows.bytes.clone()));
     }
 
+    /// Puts side by side what changes the same rows (of several files with q, k and v apart, say): their second factors are one
+    /// product then.
+    fn sort(&mut self) {
+        self.added.products.sort_by_key(|product| (product.rows.start, product.rows.end));
+        let mut downs: Vec<(usize, Weight)> = Vec::new();
+        let mut at = 0;
+        for down in self.downs.drain(..) {
+            let rows = down.out_features();
+            downs.push((at, down));
+            at += rows;
+        }
+        let mut end = 0;
+        for product in &mut self.added.products {
+            let Input::Down(start) = &mut product.input else { continue };
+            let Some(place) = downs.iter().position(|(from, _)| from == start) else { continue };
+            let (_, down) = downs.remove(place);
+            *start = end;
+            end += down.out_features();
+            self.downs.push(down);
+        }
+    }
+
     /// What is added, and where it lies: in files, or in memory of its own.
     pub(super) fn finish(mut self) -> (Added, Vec<Bytes>) {
+        self.sort();
         let width = self.downs.iter().map(Weight::row_len).max().unwrap_or(0);
         let downs: Vec<Weight> = self.downs.iter().map(|down| self.widened(down, width)).collect();
         self.added.down = (!downs.is_empty()).then(|| Weight::stacked(downs));

@@ -330,7 +330,8 @@ impl Kernel for Task<'_> {
         for block in pack::blocks(all_words) {
             let words = block.len();
             let last = block.end == all_words;
-            pack::pack_columns::<V>(weight, factors, columns.clone(), block.clone(), scratch, panels);
+            let to = &mut pack::Panels { values: panels, words: block.len(), first: 0 };
+            pack::pack_columns::<V>(weight, factors, columns.clone(), block.clone(), scratch, to);
             let mut ahead = if last {
                 Ahead::new(weight, next.clone(), elements(0..BLOCK.min(all_words)))
             } else {

@@ -214,8 +214,15 @@ pub(super) fn columns_scratch() -> usize {
     BLOCK * (MAX_LANES + 1) + 2 * BLOCK
 }
 
-/// Packs the words `block` of a weight's rows `columns` into panels: `to[panel][word][column]`, columns that are missing in
-/// the last panel zero.
+/// Where columns are packed to: `values[panel][word][column]`.
+pub(super) struct Panels<'a> {
+    pub(super) values: &'a mut [f32],
+    /// Words of a panel, and the one to begin with: several weights may stand in one panel, one below the other.
+    pub(super) words: usize,
+    pub(super) first: usize,
+}
+
+/// Packs the words `block` of a weight's rows `columns` into panels, columns that are missing in the last panel zero.
 #[inline(always)]
 pub(super) fn pack_columns<V: Vector>(
     weight: &Weight,
@@ -223,9 +230,10 @@ pub(super) fn pack_columns<V: Vector>(
     columns: Range<usize>,
     block: Range<usize>,
     scratch: &mut [f32],
-    to: &mut [f32],
+    to: &mut Panels<'_>,
 ) {
     let words = block.len();
+    assert!(to.first + words <= to.words, "{words} words from {} on in panels of {}", to.first, to.words);
     let elements = block.start * factors.per_word()..(block.end * factors.per_word()).min(weight.row_len());
     let (rows, rest) = scratch.split_at_mut(BLOCK * MAX_LANES);
     let (zeros, decoded) = rest.split_at_mut(BLOCK);
@@ -235,7 +243,7 @@ pub(super) fn pack_columns<V: Vector>(
     let mut ahead = Ahead::new(weight, columns.clone(), elements.clone());
     ahead.fetch::<V, false>(V::LANES);
     let panels = columns.len().div_ceil(2 * V::LANES);
-    assert!(to.len() >= panels * words * 2 * V::LANES, "no room for {panels} panels");
+    assert!(to.values.len() >= panels * to.words * 2 * V::LANES, "no room for {panels} panels");
     for half in 0..2 * panels {
         ahead.fetch::<V, false>(V::LANES);
         let mut at = [zeros.as_ptr(); MAX_LANES];
@@ -262,8 +270,8 @@ pub(super) fn pack_columns<V: Vector>(
                 *at = row.as_ptr();
             }
         }
-        let panel = &mut to[half / 2 * words * 2 * V::LANES..];
-        // SAFETY: every row has `words` words (in the file, in scratch, or zeros), the panel has room for them.
+        let panel = &mut to.values[(half / 2 * to.words + to.first) * 2 * V::LANES..];
+        // SAFETY: every row has `words` words (in the file, in scratch, or zeros), the panel has room for them: `to` was checked.
         unsafe {
             transpose::<V>(&at[..V::LANES], words, panel.as_mut_ptr().add(half % 2 * V::LANES), 2 * V::LANES);
         }

@@ -1,6 +1,7 @@
 //! Products that are added to a linear layer's while its sums are still in the second cache: what adapters of low rank give.
 //!
-//! A task adds them to its sums strip by strip, and stores each strip when it is complete: the layer's result is written once,
+//! Terms that take neighbouring columns of one input to the same rows are one product: of several adapters' second factors, one
+//! that is as deep as all of them. A task adds them to its sums strip by strip, and stores each strip when it is complete: the layer's result is written once,
 //! and whatever follows (a function, a gate) sees the sum of all. Traffic: the terms' own operands.
 
 use std::ops::Range;
@@ -9,7 +10,7 @@ use super::{
     Cpu,
     arch::Vector,
     matmul::{Epilogue, store},
-    pack::{self, BLOCK, Factors, Joined, Strips},
+    pack::{self, BLOCK, Factors, Joined, Panels, Strips},
     parallel::Shared,
     tile::Tile,
 };
@@ -29,27 +30,70 @@ struct Packed<'a> {
     /// In strips.
     x: HostBuffer,
     factors: Factors,
-    weight: &'a Weight,
-    /// Of the weight, those that are not zero.
+    /// Side by side: what one of several takes begins with a word of its own.
+    weights: Vec<&'a Weight>,
+    /// Of the weights, those that are not zero.
     rows: Range<usize>,
 }
 
 impl Packed<'_> {
     fn words(&self) -> usize {
-        self.factors.words(self.weight.row_len())
+        self.weights.iter().map(|weight| self.factors.words(weight.row_len())).sum()
     }
+
+    /// Packs the words `block` of the columns; of several weights, all words are one block.
+    #[inline(always)]
+    fn pack_columns<V: Vector>(
+        &self,
+        columns: Range<usize>,
+        block: Range<usize>,
+        scratch: &mut [f32],
+        panels: &mut [f32],
+    ) {
+        let words = block.len();
+        if let [weight] = self.weights[..] {
+            let to = &mut Panels { values: panels, words, first: 0 };
+            return pack::pack_columns::<V>(weight, self.factors, columns, block, scratch, to);
+        }
+        let mut first = 0;
+        for weight in &self.weights {
+            let own = self.factors.words(weight.row_len());
+            let to = &mut Panels { values: &mut *panels, words, first };
+            pack::pack_columns::<V>(weight, self.factors, columns.clone(), 0..own, scratch, to);
+            first += own;
+        }
+    }
+}
+
+/// How many of the first terms are one product, of no more than [`BLOCK`] words.
+fn together(terms: &[Term<'_>], factors: Factors) -> usize {
+    let Some((first, others)) = terms.split_first() else { return 0 };
+    let mut end = first.start + first.weight.row_len();
+    let fits = |term: &&Term<'_>| {
+        let beside = term.start == end && (end - first.start).is_multiple_of(factors.per_word());
+        end += term.weight.row_len();
+        let same = std::ptr::eq(values(term.x), values(first.x)) && term.rows == first.rows;
+        let alike = term.weight.precision() == first.weight.precision();
+        beside && same && alike && factors.words(end - first.start) <= BLOCK
+    };
+    1 + others.iter().take_while(fits).count()
 }
 
 impl<'a> Terms<'a> {
     /// For a product of `m` rows in `strips`.
     pub(super) fn pack(cpu: &Cpu, terms: &[Term<'a>], m: usize, strips: Strips) -> Self {
-        let pack = |term: &Term<'a>| {
-            let factors = Factors::new(term.weight.precision(), cpu.simd);
-            let columns = term.start..term.start + term.weight.row_len();
-            let x = cpu.pack_rows(Joined::new(&[values(term.x)], m), m, columns, factors, strips);
-            Packed { x, factors, weight: term.weight, rows: term.rows.clone() }
-        };
-        Self { m, strips, all: terms.iter().map(pack).collect() }
+        let mut all = Vec::new();
+        let mut rest = terms;
+        while let Some(first) = rest.first() {
+            let factors = Factors::new(first.weight.precision(), cpu.simd);
+            let (one, behind) = rest.split_at(together(rest, factors));
+            rest = behind;
+            let weights: Vec<&Weight> = one.iter().map(|term| term.weight).collect();
+            let columns = first.start..first.start + weights.iter().map(|weight| weight.row_len()).sum::<usize>();
+            let x = cpu.pack_rows(Joined::new(&[values(first.x)], m), m, columns, factors, strips);
+            all.push(Packed { x, factors, weights, rows: first.rows.clone() });
+        }
+        Self { m, strips, all }
     }
 
     pub(super) fn are_none(&self) -> bool {
@@ -91,7 +135,7 @@ impl<'a> Terms<'a> {
             let mut at = 0;
             for (term, block) in some {
                 let room = &mut panels[at * all_columns..];
-                pack::pack_columns::<V>(term.weight, term.factors, columns.clone(), block.clone(), scratch, room);
+                term.pack_columns::<V>(columns.clone(), block.clone(), scratch, room);
                 at += block.len();
             }
             for strip in own.clone() {
@@ -121,7 +165,7 @@ impl<'a> Terms<'a> {
                     at += words;
                 }
                 if rest.is_empty() {
-                    let width = self.all[0].weight.out_features();
+                    let width = self.all[0].weights[0].out_features();
                     store::<V>(sums, rows, columns.clone(), width, y, epilogue);
                 }
             }
