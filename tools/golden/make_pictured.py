@@ -1,7 +1,7 @@
 """What diffusers makes from pictures: image-to-image, inpainting, Fill, control, Kontext.
 
 The parts are those of `pipelines/<base>/`; Fill and control have a transformer of their own. Each folder
-`pictured/<case>/` holds `case.json` (with the base's name), `image.png`, `mask.png`, perhaps `transformer/`, and
+`pictured/<case>/` holds `case.json` (with the base's name), `image.png`, `mask.png`, perhaps `transformer/` or `lora.safetensors`, and
 `expected.safetensors` (`latents`, `pixels`). Every picture, mask and strength is checked to matter.
 """
 
@@ -11,12 +11,14 @@ import json
 import shutil
 from pathlib import Path
 
-from common import FIXTURES, rel_l2, save
+from common import FIXTURES, gen, rel_l2, save
 from make_pipelines import CASES as BASES
 from make_pipelines import FELT
 from pictured import MASK, STRENGTH, Pictured, blob, pictured_pipeline, run_pictured, scene, widened
 
+import torch  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 # name: base, size of the picture, case
 CASES = {
@@ -82,6 +84,11 @@ CASES = {
         (70, 50),
         Pictured("a cat", width=64, height=48, steps=4, guidance=10.0, seed=8, max_sequence_length=16, kind="control"),
     ),
+    "control_lora": (
+        "three_two_dynamic",
+        (60, 52),
+        Pictured("a cat", width=48, height=64, steps=4, guidance=10.0, seed=11, max_sequence_length=16, kind="control"),
+    ),
     "kontext": (
         "three_two_dynamic",
         (56, 40),
@@ -93,6 +100,22 @@ CASES = {
         Pictured("a hat on the sea", "oil painting", 1.8, 32, 36, 4, 3.5, 10, 24, kind="kontext"),
     ),
 }
+
+
+def control_lora(transformer, seed):
+    """A LoRA that has a transformer look at a control picture: a wider input, biases, scales of norms."""
+    g, tensors, rank = gen(seed), {}, 3
+    linears = ("x_embedder", "attn.to_q", "attn.add_v_proj", "ff.net.0.proj", "proj_mlp", "proj_out", "context_embedder")
+    for name, module in transformer.named_modules():
+        if name.endswith(linears) and name != "norm_out.proj_out" and name != "proj_out":
+            out, width = module.weight.shape
+            width *= 2 if name == "x_embedder" else 1
+            tensors[f"transformer.{name}.lora_A.weight"] = torch.randn(rank, width, generator=g) * width**-0.5
+            tensors[f"transformer.{name}.lora_B.weight"] = torch.randn(out, rank, generator=g) * 0.5
+            tensors[f"transformer.{name}.lora_B.bias"] = torch.randn(out, generator=g) * 0.3
+        elif name.endswith(("norm_q", "norm_added_k")):
+            tensors[f"transformer.{name}.weight"] = 1 + 0.3 * torch.randn(module.weight.shape, generator=g)
+    return tensors
 
 
 def check_inputs_matter(pipe, case, picture, mask, expected):
@@ -125,10 +148,14 @@ def main():
         folder.mkdir(parents=True)
         spec = BASES[base][0]
         transformer = None
-        if case.kind in ("fill", "control"):
+        if name != "control_lora" and case.kind in ("fill", "control"):
             transformer = widened(pictured_pipeline(source, "img2img"), case.kind, spec)
             transformer.save_pretrained(folder / "transformer")
         pipe = pictured_pipeline(source, case.kind, transformer)
+        if name == "control_lora":
+            lora = control_lora(pipe.transformer, case.seed)
+            save_file(lora, folder / "lora.safetensors")
+            pipe.load_lora_weights(dict(lora))
         picture, mask = scene(*size, case.seed), blob(*size, case.seed + 50)
         picture.save(folder / "image.png")
         picture = Image.open(folder / "image.png")

@@ -141,8 +141,11 @@ enum Seed {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    args.images.check()?;
     let recipe = args.recipe.read()?;
+    args.images.check(recipe.as_ref())?;
+    if let Some(recipe) = &recipe {
+        recipe_args::check_lost(recipe, &args.images, &args.styles)?;
+    }
     let prompt = prompt(args, recipe.as_ref())?;
     let batch = args.batch.or(recipe.as_ref().and_then(|recipe| recipe.batch)).unwrap_or(1);
     let template = template(args, batch)?;
@@ -256,21 +259,12 @@ fn prompt(args: &Args, recipe: Option<&Recipe>) -> Result<String> {
 fn request(args: &Args, pipeline: &Pipeline, prompt: String, recipe: Option<&Recipe>) -> Result<Request> {
     let mut request = pipeline.request(prompt.clone());
     if let Some(recipe) = recipe {
-        recipe_args::refuse(recipe, args.images.is_given())?;
         let negative_prompt = args.negative_prompt.clone().or_else(|| recipe.negative_prompt.clone());
         Recipe { prompt: Some(prompt), negative_prompt, ..recipe.clone() }.apply(&mut request, pipeline)?;
+        recipe_args::pictures(recipe, &args.recipe, &args.images, &args.styles, &mut request)?;
     }
-    args.images.apply(pipeline.family(), &mut request)?;
-    let shape = f64::from(request.width) / f64::from(request.height);
+    args.images.apply(pipeline.family(), &mut request, recipe)?;
     args.size.apply(&mut request)?;
-    if args.images.is_given() {
-        // One side alone: the other follows the picture's shape.
-        match (args.size.width, args.size.height) {
-            (Some(width), None) => request.height = (f64::from(width) / shape).round().clamp(16.0, 65536.0) as u32,
-            (None, Some(height)) => request.width = (f64::from(height) * shape).round().clamp(16.0, 65536.0) as u32,
-            _ => {}
-        }
-    }
     request.steps = args.steps.unwrap_or(request.steps);
     request.guidance = args.guidance.unwrap_or(request.guidance);
     request.true_cfg = args.true_cfg.unwrap_or(request.true_cfg);

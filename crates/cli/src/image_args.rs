@@ -1,6 +1,6 @@
 //! Pictures that a picture is made from: the flags, and what they ask for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -9,6 +9,7 @@ use flux::{
     conditioning::{Control, Margins, Pictures, Start, StrengthMapping},
     image_file,
     model::Family,
+    recipe::{Lost, PicturesAsked, Recipe},
 };
 
 use crate::Usage;
@@ -49,13 +50,13 @@ pub(crate) struct ImageArgs {
 }
 
 impl ImageArgs {
-    /// Whether any picture is given.
-    pub(crate) fn is_given(&self) -> bool {
-        self.image.is_some() || self.control.is_some() || self.canny.is_some() || !self.reference.is_empty()
+    /// The picture to begin from, if one is given.
+    pub(crate) fn image(&self) -> Option<&Path> {
+        self.image.as_deref()
     }
 
-    /// Refuses flags that need another one, before a model is loaded.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// Refuses flags that need another one, before a model is loaded. A recipe may have the picture that they speak of.
+    pub(crate) fn check(&self, recipe: Option<&Recipe>) -> Result<()> {
         let lonely = [
             ("--strength", self.strength.is_some()),
             ("--strength-mapping", self.strength_mapping.is_some()),
@@ -63,6 +64,7 @@ impl ImageArgs {
             ("--outpaint", self.outpaint.is_some()),
         ];
         if self.image.is_none()
+            && recipe.is_none_or(|recipe| recipe.pictures.start.is_none())
             && let Some((flag, _)) = lonely.into_iter().find(|(_, given)| *given)
         {
             return Err(
@@ -72,43 +74,85 @@ impl ImageArgs {
         Ok(())
     }
 
-    /// Reads the pictures.
-    pub(crate) fn pictures(&self, family: Family) -> Result<Pictures> {
+    /// Of what a recipe asks for, leaves those that no flag gives. The picture to begin from keeps its place.
+    pub(crate) fn put_aside(&self, asked: &mut PicturesAsked) {
+        if let Some(start) = asked.start.as_mut().filter(|_| self.mask.is_some()) {
+            start.mask = None;
+        }
+        if self.control.is_some() || self.canny.is_some() {
+            asked.control = None;
+        }
+        if !self.reference.is_empty() {
+            asked.references.clear();
+        }
+    }
+
+    /// The flags that have to give again what is lost.
+    pub(crate) fn missing(&self, lost: &Lost) -> Vec<String> {
+        let mut flags = Vec::new();
+        let mut need = |needed: bool, flag: &str| flags.extend(needed.then(|| flag.to_owned()));
+        need(lost.start.is_some() && self.image.is_none(), "--image FILE");
+        need(lost.mask && self.mask.is_none(), "--mask FILE");
+        let control = self.control.is_some() || self.canny.is_some();
+        need(lost.control == Some(false) && !control, "--control FILE");
+        need(lost.control == Some(true) && !control, "--canny FILE");
+        for _ in self.reference.len()..lost.references as usize {
+            need(true, "--reference FILE");
+        }
+        flags
+    }
+
+    /// Reads the pictures, with those of a recipe where no flag gives another. `lost` is what is known of a picture that is made
+    /// again.
+    fn pictures(&self, family: Family, asked: Pictures, lost: &Lost) -> Result<Pictures> {
         let read = |field, path: &PathBuf| image_file::open(field, path).map(|decoded| decoded.picture);
-        let start = match &self.image {
-            None => None,
-            Some(path) => {
-                let mask = match &self.mask {
-                    Some(path) => Some(image_file::open("mask", path)?.into_mask()),
-                    None => None,
-                };
-                let margins = self.outpaint.unwrap_or_default();
-                let whole = self.outpaint.is_some() || family == Family::Fill;
-                Some(Start {
-                    strength: self.strength.unwrap_or(if whole { 1.0 } else { Start::STRENGTH }),
-                    mapping: self.strength_mapping.unwrap_or_default(),
-                    mask,
-                    margins,
-                    ..Start::new(read("image", path)?)
-                })
+        let start = match (asked.start, &self.image) {
+            (None, None) => None,
+            // It has taken the recipe's place.
+            (Some(start), _) => Some(start),
+            (None, Some(path)) => {
+                let margins = self.outpaint.unwrap_or(lost.margins);
+                let whole = margins != Margins::default() || family == Family::Fill;
+                let usual = (if whole { 1.0 } else { Start::STRENGTH }, StrengthMapping::default());
+                let (strength, mapping) = lost.start.unwrap_or(usual);
+                Some(Start { strength, mapping, margins, ..Start::new(read("image", path)?) })
             }
+        };
+        let start = match start {
+            None => None,
+            Some(start) => Some(Start {
+                strength: self.strength.unwrap_or(start.strength),
+                mapping: self.strength_mapping.unwrap_or(start.mapping),
+                mask: match &self.mask {
+                    Some(path) => Some(image_file::open("mask", path)?.into_mask()),
+                    None => start.mask,
+                },
+                margins: self.outpaint.unwrap_or(start.margins),
+                ..start
+            }),
         };
         let control = match (&self.control, &self.canny) {
             (Some(path), _) => Some(Control::Ready(read("control", path)?)),
             (None, Some(path)) => Some(Control::Canny(read("canny", path)?)),
-            (None, None) => None,
+            (None, None) => asked.control,
         };
+        if self.reference.is_empty() {
+            return Ok(Pictures { start, control, ..asked });
+        }
         let references = self.reference.iter().map(|path| read("reference", path)).collect::<flux::Result<_>>()?;
         Ok(Pictures { start, control, references, references_as_they_are: self.reference_size == "own" })
     }
 
-    /// Puts the pictures into a request that has the model's usual size, and with them theirs.
-    pub(crate) fn apply(&self, family: Family, request: &mut Request) -> Result<()> {
-        if !self.is_given() {
-            return Ok(());
-        }
-        request.pictures = self.pictures(family)?;
-        if let Some((width, height)) = request.pictures.size((request.width, request.height)) {
+    /// Puts the pictures into a request that has the model's usual size, and with them theirs. Those of a recipe are there.
+    pub(crate) fn apply(&self, family: Family, request: &mut Request, recipe: Option<&Recipe>) -> Result<()> {
+        let asked = std::mem::take(&mut request.pictures);
+        let (no_recipe, none) = (asked.is_empty(), Lost::default());
+        let lost = recipe.map_or(&none, |recipe| &recipe.lost);
+        request.pictures = self.pictures(family, asked, lost)?;
+        if no_recipe
+            && *lost == none
+            && let Some((width, height)) = request.pictures.size((request.width, request.height))
+        {
             (request.width, request.height) = (width, height);
         }
         Ok(())

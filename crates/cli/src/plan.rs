@@ -5,16 +5,20 @@ use std::io::Write;
 use anyhow::Result;
 use clap::Args as ClapArgs;
 use flux::{
-    acceleration::Acceleration,
-    conditioning::Given,
-    model::Family,
-    plan::{PartPlan, Plan, Size},
-    rehearsal::{plan, plan_flux1},
-    sampler::Sampler,
+    LoadOptions, Pipeline, Request,
+    model::{Family, Kind, ModelFiles},
+    pixels::Rgb8,
+    plan::{PartPlan, Plan},
+    rehearsal::plan_flux1,
+    styles::Style,
+    vae::VaeConfig,
 };
 use tensor::DType;
 
-use crate::{compute_args::ComputeArgs, inspect::dtypes, model_args::ModelArgs, readable::bytes};
+use crate::{
+    Usage, compute_args::ComputeArgs, image_args::ImageArgs, inspect::dtypes, lora_args::LoraArgs,
+    model_args::ModelArgs, readable::bytes, sampling_args::SamplingArgs, size_args::SizeArgs, style_args::StyleArgs,
+};
 
 /// Tell what a model and a size would take, without computing.
 #[derive(ClapArgs)]
@@ -23,25 +27,23 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     compute: ComputeArgs,
-    /// Width in pixels
-    #[arg(short = 'W', long, value_name = "PIXELS")]
-    width: Option<u32>,
-    /// Height in pixels
-    #[arg(short = 'H', long, value_name = "PIXELS")]
-    height: Option<u32>,
+    #[command(flatten)]
+    size: SizeArgs,
+    #[command(flatten)]
+    images: ImageArgs,
+    #[command(flatten)]
+    style: StyleArgs,
+    #[command(flatten)]
+    lora: LoraArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     /// Steps from noise to picture
     #[arg(long, value_name = "N")]
     steps: Option<u32>,
-    /// How the velocity is followed: heun takes two evaluations a step
-    #[arg(long, value_name = "NAME", default_value_t = Sampler::default())]
-    sampler: Sampler,
-    /// What may be reused between steps, which takes memory: none, regular, high, first-block, taylor, easy
-    #[arg(long, value_name = "LEVEL", default_value_t = Acceleration::None)]
-    acceleration: Acceleration,
     /// T5 tokens
     #[arg(long, value_name = "N")]
     t5_length: Option<usize>,
-    /// Pictures that Redux makes tokens of (--redux, --style)
+    /// Pictures that Redux makes tokens of, without their files
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=4))]
     styles: u32,
     /// Plan with classifier-free guidance: two evaluations a step
@@ -56,25 +58,66 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    args.images.check(None)?;
     let known = args.model.model.as_deref().and_then(real);
     let files = if args.model.is_given() { Some(args.model.find()) } else { None };
     // A known name without files is planned from the published configuration.
     let (title, plan, formats) = match (files, known) {
-        (Some(Ok(files)), _) => {
-            let size = size(args, files.defaults);
-            let formats = files.parts().map(|(name, part)| (name, dtypes(&part.checkpoint, &part.detected)));
-            (files.name.clone(), plan(&files, size, &args.compute.options())?, formats.to_vec())
-        }
+        (Some(Ok(files)), _) => of_files(args, files)?,
         (Some(Err(error)), None) => return Err(error.into()),
         (Some(Err(_)) | None, known) => {
             let family = known.unwrap_or(Family::Krea);
-            let size = size(args, family.defaults());
+            if !args.lora.names_none() {
+                let problem = "--lora changes layers of a model, and there are no files of one; hint: -m PATH";
+                return Err(Usage(problem.into()).into());
+            }
+            let mut request = Request::new("", &family.defaults());
+            ask(args, family, &mut request)?;
+            let kind = if family == Family::Kontext { Kind::Kontext } else { Kind::Base };
+            request.check(16)?;
+            request.pictures.check(kind, family, 16)?;
             let title = format!("{} (no files, {} weights assumed)", family.name(), args.weights.name());
-            let guided = family != Family::Schnell;
-            (title, plan_flux1(guided, args.weights, size, &args.compute.options())?, Vec::new())
+            let (guided, size) = (family != Family::Schnell, request.planned(&VaeConfig::flux()));
+            (title, plan_flux1(guided, args.weights, size, &options(args))?, Vec::new())
         }
     };
     if args.json { print_json(&title, &plan, &formats) } else { print(&title, &plan, &formats) }
+}
+
+fn options(args: &Args) -> LoadOptions {
+    LoadOptions { upscaler: args.size.upscaler.clone(), ..args.compute.options() }
+}
+
+/// As the picture would be made, up to the first step.
+fn of_files(args: &Args, files: ModelFiles) -> Result<(String, Plan, Formats)> {
+    let formats = files.parts().map(|(name, part)| (name, dtypes(&part.checkpoint, &part.detected))).to_vec();
+    let mut pipeline = Pipeline::load(files, &options(args), &mut ())?;
+    let reports = pipeline.set_loras(&args.lora.open(&[])?)?;
+    args.lora.report(&reports, &mut |line| eprintln!("{line}"))?;
+    let mut request = pipeline.request("");
+    ask(args, pipeline.family(), &mut request)?;
+    match pipeline.check(&request) {
+        // That is what the plan is to tell.
+        Ok(()) | Err(flux::Error::Asked { field: "memory_limit", .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok((pipeline.name().to_owned(), pipeline.plan(&request)?, formats))
+}
+
+/// Puts what flags say into a request.
+fn ask(args: &Args, family: Family, request: &mut Request) -> Result<()> {
+    args.images.apply(family, request, None)?;
+    args.size.apply(request)?;
+    args.sampling.apply(request)?;
+    args.style.apply(request)?;
+    let blank = Style { picture: Rgb8::new(1, 1, vec![0; 3]), weight: 1.0 };
+    request.styles.extend(std::iter::repeat_n(blank, args.styles as usize));
+    request.steps = args.steps.unwrap_or(request.steps);
+    request.t5_length = args.t5_length.unwrap_or(request.t5_length);
+    if args.true_cfg {
+        request.true_cfg = 2.0;
+    }
+    Ok(())
 }
 
 /// Names whose configuration is published.
@@ -86,26 +129,10 @@ fn real(name: &str) -> Option<Family> {
     }
 }
 
-fn size(args: &Args, defaults: flux::model::Defaults) -> Size {
-    Size {
-        width: args.width.unwrap_or(defaults.width),
-        height: args.height.unwrap_or(defaults.height),
-        t5_length: args.t5_length.unwrap_or(defaults.t5_length),
-        steps: args.steps.unwrap_or(defaults.steps),
-        sampler: args.sampler,
-        acceleration: args.acceleration,
-        true_cfg: args.true_cfg,
-        styles: args.styles,
-        vae_tiling: None,
-        upscale: None,
-        given: Given::NONE,
-    }
-}
-
 /// Which formats the tensors of each part are stored in, by the part's name.
-type Formats = [(&'static str, String)];
+type Formats = Vec<(&'static str, String)>;
 
-fn print(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
+fn print(title: &str, plan: &Plan, formats: &[(&str, String)]) -> Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{title}, {}", plan.precision)?;
     writeln!(out, "{} tokens, {} evaluations of the transformer", plan.tokens, plan.evaluations)?;
@@ -193,7 +220,7 @@ fn keep(part: &PartPlan) -> String {
     format!("{which} of {} stay rounded to int8, not as the file has them", part.name)
 }
 
-fn print_json(title: &str, plan: &Plan, formats: &Formats) -> Result<()> {
+fn print_json(title: &str, plan: &Plan, formats: &[(&str, String)]) -> Result<()> {
     let parts: Vec<_> = plan
         .parts
         .iter()

@@ -1,16 +1,23 @@
 //! Where a request comes from other than flags: a workflow, or a picture that is to be made again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use flux::{lora::Loras, model::ModelFiles, recipe::Recipe};
+use flux::{
+    Request,
+    lora::Loras,
+    model::ModelFiles,
+    recipe::{Places, Recipe},
+};
 
 use crate::{
     Usage,
+    image_args::ImageArgs,
     lora_args::LoraArgs,
     model_args::{ModelArgs, search_paths},
     size_args::SizeArgs,
+    style_args::StyleArgs,
 };
 
 /// Where a request comes from.
@@ -33,6 +40,14 @@ impl RecipeArgs {
             (None, Some(path)) => Some(Recipe::from_picture_file(path)?),
             (None, None) => None,
         })
+    }
+}
+
+impl RecipeArgs {
+    /// The folder that its file is in.
+    fn folder(&self) -> Option<&Path> {
+        let parent = self.workflow.as_deref().or(self.from.as_deref())?.parent()?;
+        Some(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
     }
 }
 
@@ -66,12 +81,34 @@ pub(crate) fn loras(args: &LoraArgs, recipe: Option<&Recipe>) -> Result<Loras> {
     })
 }
 
-/// Refuses what a recipe asks for and nothing here can give yet.
-pub(crate) fn refuse(recipe: &Recipe, has_image: bool) -> Result<()> {
-    if let Some(image) = recipe.image.as_ref().filter(|_| !has_image) {
-        let strength = recipe.strength.map(|strength| format!(" --strength {strength}")).unwrap_or_default();
-        let hint = format!("hint: --image FILE{strength} --strength-mapping comfy");
-        return Err(Usage(format!("--workflow: begins with the picture '{image}'; {hint}")).into());
+/// Reads the pictures that a recipe asks for into a request, but those that flags give.
+pub(crate) fn pictures(
+    recipe: &Recipe,
+    args: &RecipeArgs,
+    images: &ImageArgs,
+    styles: &StyleArgs,
+    request: &mut Request,
+) -> Result<()> {
+    let mut asked = recipe.pictures.clone();
+    images.put_aside(&mut asked);
+    if styles.is_given() {
+        asked.styles.clear();
     }
-    Ok(())
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let paths = search_paths();
+    let places = Places { beside: args.folder(), paths: &paths, image: images.image() };
+    Ok(asked.open(places, recipe.width.is_some(), request)?)
+}
+
+/// Refuses to make a picture again without the pictures that it was made from, which its file does not hold.
+pub(crate) fn check_lost(recipe: &Recipe, images: &ImageArgs, styles: &StyleArgs) -> Result<()> {
+    let mut missing = images.missing(&recipe.lost);
+    missing.extend(styles.missing(&recipe.lost));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let problem = "--from: it was made from pictures, which its file does not hold";
+    Err(Usage(format!("{problem}; hint: give them again with {}", missing.join(" "))).into())
 }

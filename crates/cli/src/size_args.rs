@@ -37,8 +37,9 @@ pub(crate) struct SizeArgs {
 }
 
 impl SizeArgs {
-    /// Puts the size into a request that has the model's own.
+    /// Puts the size into a request that has the model's own, or that of its pictures: then one side alone is followed by the other.
     pub(crate) fn apply(&self, request: &mut Request) -> Result<()> {
+        let own = f64::from(request.width) / f64::from(request.height);
         let usual = f64::from(request.width) * f64::from(request.height);
         let shape = |ratio: f64| {
             let side = |ratio: f64| (((usual * ratio).sqrt() / 16.0).round() * 16.0).clamp(16.0, 65536.0) as u32;
@@ -59,6 +60,14 @@ impl SizeArgs {
         }
         request.width = self.width.unwrap_or(request.width);
         request.height = self.height.unwrap_or(request.height);
+        if !request.pictures.is_empty() {
+            let side = |side: f64| side.round().clamp(16.0, 65536.0) as u32;
+            match (self.width, self.height) {
+                (Some(width), None) => request.height = side(f64::from(width) / own),
+                (None, Some(height)) => request.width = side(f64::from(height) * own),
+                _ => {}
+            }
+        }
         if let (Some(asked), Some(4), Some(Tier::FourK)) = (self.upscale, request.upscale, self.resolution)
             && pixels.is_none()
             && asked != 4

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use flux::{
     Request,
+    recipe::Lost,
     styles::{MAX_STYLES, Style, USUAL_WEIGHT},
 };
 
@@ -24,6 +25,18 @@ impl StyleArgs {
     /// Whether the prompt may be left out.
     pub(crate) fn speaks_for_itself(&self) -> bool {
         self.redux.is_some()
+    }
+
+    /// Whether any picture is given.
+    pub(crate) fn is_given(&self) -> bool {
+        self.redux.is_some() || !self.style.is_empty()
+    }
+
+    /// The flags that have to give again what is lost.
+    pub(crate) fn missing(&self, lost: &Lost) -> Vec<String> {
+        let redux = (lost.redux && self.redux.is_none()).then(|| "--redux FILE".to_owned());
+        let styles = lost.styles.iter().skip(self.style.len()).map(|weight| format!("--style FILE:{weight}"));
+        redux.into_iter().chain(styles).collect()
     }
 
     /// Puts what was said into a request.

@@ -37,11 +37,11 @@ fn norm(shapes: &mut Shapes, name: &str, width: usize) {
     shapes.insert(format!("{name}.bias"), vec![width]);
 }
 
-/// One double and five single blocks: 230 MB in bf16.
-fn transformer() -> Shapes {
+/// One double block and `single` single ones, five of which make 230 MB in bf16. `channels` are what it takes.
+fn transformer(single: usize, channels: usize) -> Shapes {
     let (d, mlp) = (WIDTH, 4 * WIDTH);
     let mut s = Shapes::new();
-    linear(&mut s, "img_in", d, 64);
+    linear(&mut s, "img_in", d, channels);
     linear(&mut s, "txt_in", d, T5_WIDTH);
     for (name, from) in [("time_in", 256), ("guidance_in", 256), ("vector_in", CLIP_WIDTH)] {
         linear(&mut s, &format!("{name}.in_layer"), d, from);
@@ -56,7 +56,7 @@ fn transformer() -> Shapes {
         s.insert(format!("{stream}_attn.norm.query_norm.scale"), vec![128]);
         s.insert(format!("{stream}_attn.norm.key_norm.scale"), vec![128]);
     }
-    for i in 0..5 {
+    for i in 0..single {
         let name = format!("single_blocks.{i}");
         linear(&mut s, &format!("{name}.linear1"), 3 * d + mlp, d);
         linear(&mut s, &format!("{name}.linear2"), d, d + mlp);
@@ -107,7 +107,7 @@ fn clip() -> Shapes {
     s
 }
 
-/// The decoder.
+/// Encoder and decoder.
 fn vae() -> Shapes {
     let mut s = Shapes::new();
     let resnet = |s: &mut Shapes, name: &str, from: usize, to: usize| {
@@ -137,6 +137,64 @@ fn vae() -> Shapes {
     }
     norm(&mut s, "decoder.norm_out", VAE[0]);
     conv(&mut s, "decoder.conv_out", 3, VAE[0], 3);
+
+    conv(&mut s, "encoder.conv_in", VAE[0], 3, 3);
+    for (level, &to) in VAE.iter().enumerate() {
+        let from = if level == 0 { VAE[0] } else { VAE[level - 1] };
+        resnet(&mut s, &format!("encoder.down.{level}.block.0"), from, to);
+        if level + 1 < VAE.len() {
+            conv(&mut s, &format!("encoder.down.{level}.downsample.conv"), to, to, 3);
+        }
+    }
+    resnet(&mut s, "encoder.mid.block_1", widest, widest);
+    resnet(&mut s, "encoder.mid.block_2", widest, widest);
+    norm(&mut s, "encoder.mid.attn_1.norm", widest);
+    for proj in ["q", "k", "v", "proj_out"] {
+        conv(&mut s, &format!("encoder.mid.attn_1.{proj}"), widest, widest, 1);
+    }
+    norm(&mut s, "encoder.norm_out", widest);
+    conv(&mut s, "encoder.conv_out", 32, widest, 3);
+    s
+}
+
+/// A SigLIP of 16×16 patches of 14 pixels.
+fn siglip() -> Shapes {
+    let d = 256;
+    let mut s = Shapes::new();
+    conv(&mut s, "vision_model.embeddings.patch_embedding", d, 3, 14);
+    s.insert("vision_model.embeddings.position_embedding.weight".into(), vec![16 * 16, d]);
+    for i in 0..3 {
+        let layer = format!("vision_model.encoder.layers.{i}");
+        for proj in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            linear(&mut s, &format!("{layer}.self_attn.{proj}"), d, d);
+        }
+        norm(&mut s, &format!("{layer}.layer_norm1"), d);
+        norm(&mut s, &format!("{layer}.layer_norm2"), d);
+        linear(&mut s, &format!("{layer}.mlp.fc1"), 1024, d);
+        linear(&mut s, &format!("{layer}.mlp.fc2"), d, 1024);
+    }
+    norm(&mut s, "vision_model.post_layernorm", d);
+    s
+}
+
+fn redux() -> Shapes {
+    let mut s = Shapes::new();
+    linear(&mut s, "redux_up", 3 * T5_WIDTH, 256);
+    linear(&mut s, "redux_down", T5_WIDTH, 3 * T5_WIDTH);
+    s
+}
+
+/// A LoRA of rank 32 on all layers of the blocks.
+fn lora() -> Shapes {
+    let mut s = Shapes::new();
+    for (name, shape) in transformer(5, 64) {
+        if let (Some(layer), &[out, features]) = (name.strip_suffix(".weight"), shape.as_slice())
+            && layer.contains("_blocks.")
+        {
+            s.insert(format!("{layer}.lora_A.weight"), vec![32, features]);
+            s.insert(format!("{layer}.lora_B.weight"), vec![out, 32]);
+        }
+    }
     s
 }
 
@@ -181,7 +239,7 @@ struct Model(tempfile::TempDir);
 impl Model {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        write(&folder.path().join("flux.safetensors"), &transformer());
+        write(&folder.path().join("flux.safetensors"), &transformer(5, 64));
         write(&folder.path().join("t5.safetensors"), &t5());
         write(&folder.path().join("clip.safetensors"), &clip());
         write(&folder.path().join("vae.safetensors"), &vae());
@@ -189,6 +247,10 @@ impl Model {
     }
 
     fn run(&self, args: &[&str]) -> Output {
+        self.run_with("flux.safetensors", args)
+    }
+
+    fn run_with(&self, transformer: &str, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
         let (verb, rest) = args.split_first().unwrap();
         command
@@ -197,7 +259,7 @@ impl Model {
             .env("HOME", self.0.path())
             .env_remove("XDG_CACHE_HOME")
             .env_remove("DARKROOM_CACHE");
-        command.args(["--transformer", "flux.safetensors", "--t5xxl", "t5.safetensors"]);
+        command.args(["--transformer", transformer, "--t5xxl", "t5.safetensors"]);
         command.args(["--clip-l", "clip.safetensors", "--vae", "vae.safetensors", "--threads", "2"]);
         command.args(["--t5-length", "64"]).args(rest).output().unwrap()
     }
@@ -210,11 +272,16 @@ impl Model {
 
     /// A picture and what was planned and taken, bytes.
     fn picture(&self, name: &str, args: &[&str]) -> (Vec<u8>, u64, u64) {
+        self.picture_with("flux.safetensors", name, args)
+    }
+
+    fn picture_with(&self, transformer: &str, name: &str, args: &[&str]) -> (Vec<u8>, u64, u64) {
         let path = format!("{name}.png");
         let steps = if args.contains(&"--steps") { &[][..] } else { &["--steps", "2"] };
         let fixed = ["generate", "a red apple", "-s", "1", "--json", "-o", &path, "--no-prompt-cache"];
-        let fixed = [&fixed, steps].concat();
-        let told = self.json(&[&fixed[..], args].concat());
+        let output = self.run_with(transformer, &[&fixed[..], steps, args].concat());
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let told: Value = serde_json::from_slice(&output.stdout).unwrap();
         let picture = std::fs::read(self.0.path().join(&path)).unwrap();
         let [planned, taken] = ["planned_bytes", "peak_bytes"].map(|key| told[key].as_u64().unwrap());
         println!("{name}: {:.1} MB taken of {:.1} planned", taken as f64 / 1e6, planned as f64 / 1e6);
@@ -248,6 +315,7 @@ fn no_run_takes_more_than_its_plan_and_no_limit_changes_a_byte() {
     let limited = ["--size", "64x64", "-n", "blur", "--true-cfg", "2", "--memory-limit", "200MB"];
     assert!(model.picture("guided, limited", &limited).0 == once);
     rounded_weights_take_the_place_of_mapped_ones(&model);
+    pictures_and_loras_are_in_the_plan(&model);
     a_job_that_does_not_fit_is_refused_before_it_starts(&model);
     a_prompt_asked_for_again_takes_no_t5(&model);
 }
@@ -287,6 +355,43 @@ fn rounded_weights_take_the_place_of_mapped_ones(model: &Model) {
     let asked = format!("{:.3}MB", (least + 1_000_000) as f64 / 1e6);
     let (limited, ..) = model.picture("int8, many steps, limited", &[&many[..], &["--memory-limit", &asked]].concat());
     assert!(limited == kept, "int8 of many steps under {asked} is another picture");
+}
+
+/// Runs that begin with pictures, look at them or follow them, and one with a LoRA; what `plan` says of them before.
+fn pictures_and_loras_are_in_the_plan(model: &Model) {
+    let at = |name: &str| model.0.path().join(name);
+    for (name, channels) in [("fill.safetensors", 384), ("control.safetensors", 128), ("kontext.safetensors", 64)] {
+        write(&at(name), &transformer(2, channels));
+    }
+    write(&at("siglip.safetensors"), &siglip());
+    write(&at("redux.safetensors"), &redux());
+    write(&at("lora.safetensors"), &lora());
+    let styles = ["--redux-model", "redux.safetensors", "--vision-model", "siglip.safetensors"];
+    let cases: [(&str, &str, Vec<&str>); 7] = [
+        ("img2img", "flux.safetensors", vec!["-i", "free.png"]),
+        ("large_img2img", "fill.safetensors", vec!["-i", "free.png", "--outpaint", "512,0,512,640"]),
+        ("fill", "fill.safetensors", vec!["-i", "free.png", "--outpaint", "0,0,64,64"]),
+        ("control", "control.safetensors", vec!["--control", "free.png"]),
+        ("kontext", "kontext.safetensors", vec!["--reference", "free.png", "--reference", "free.png"]),
+        ("redux", "flux.safetensors", [&styles[..], &["--redux", "free.png", "--style", "free.png:0.5"]].concat()),
+        ("lora", "flux.safetensors", vec!["--lora", "lora.safetensors:0.5", "--lora", "lora.safetensors:0.25"]),
+    ];
+    for (name, transformer, flags) in &cases {
+        // The autoencoder does not grow over the rest.
+        let size = if name.starts_with("large") { vec![] } else { vec!["--size", "256x192"] };
+        let (_, planned, _) = model.picture_with(transformer, name, &[flags.as_slice(), &size].concat());
+        let args = [&["plan", "--json", "--steps", "2", "--memory-limit", "20GB"][..], flags, &size].concat();
+        let output = model.run_with(transformer, &args);
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(plan["peak_bytes"], planned, "{name}");
+    }
+    let output = model.run(&["plan", "--control", "free.png"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("control") && told.contains("follows none"), "{told}");
+    let output = model.run(&["plan", "--json", "--upscale", "4"]);
+    let plan: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(plan["parts"].as_array().unwrap().iter().any(|part| part["name"] == "upscaler"), "{plan}");
 }
 
 fn a_prompt_asked_for_again_takes_no_t5(model: &Model) {

@@ -121,3 +121,59 @@ fn what_cannot_be_met_names_the_flag() {
         assert!(!told.contains("panicked"), "{told}");
     }
 }
+
+/// The public ComfyUI template with another latent, in a file.
+fn workflow(folder: &Path, name: &str, change: impl FnOnce(&mut serde_json::Value)) {
+    let template = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../flux/tests/workflows/krea_api.json");
+    let mut workflow = serde_json::from_str(&std::fs::read_to_string(template).unwrap()).unwrap();
+    change(&mut workflow);
+    std::fs::write(folder.join(name), workflow.to_string()).unwrap();
+}
+
+#[test]
+fn a_workflows_picture_is_found_beside_it_or_given() {
+    use serde_json::json;
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let (width, height, _) = made(at, &["--seed", "7", "--size", "96x64"], "first.png");
+    assert_eq!((width, height), (96, 64));
+    workflow(at, "from.json", |w| {
+        w["3"] = json!({"class_type": "LoadImage", "inputs": {"image": "first.png"}});
+        w["4"] = json!({"class_type": "VAEEncode", "inputs": {"pixels": ["3", 0], "vae": ["39", 0]}});
+        w["31"]["inputs"]["latent_image"] = json!(["4", 0]);
+        w["31"]["inputs"]["denoise"] = json!(0.5);
+    });
+    workflow(at, "plain.json", |_| {});
+    let common = ["-m", "pocket"];
+    let whole = made(at, &[&common[..], &["--workflow", "from.json"]].concat(), "a.png");
+    let image = ["-i", "first.png", "--strength", "0.5", "--strength-mapping", "comfy"];
+    let flags = made(at, &[&common[..], &["--workflow", "plain.json"], &image[..]].concat(), "b.png");
+    assert_eq!((whole.0, whole.1), (96, 64), "its picture's size");
+    assert!(whole.2 == flags.2, "{}", distance(&whole.2, &flags.2));
+    // Another one takes its place, and the flags go before the file.
+    made(at, &["--seed", "8", "--size", "64x96"], "second.png");
+    let other = ["--workflow", "from.json", "-i", "second.png", "--strength", "0"];
+    let (width, height, pixels) = made(at, &[&common[..], &other[..]].concat(), "c.png");
+    assert_eq!((width, height), (64, 96));
+    let (_, _, second) = made(at, &["-i", "second.png", "--strength", "0", "--size", "64x96"], "d.png");
+    assert!(distance(&pixels, &second) < 1.0, "it is given back through the autoencoder");
+    std::fs::remove_file(at.join("first.png")).unwrap();
+    let output = darkroom(at, &[&common[..], &["--workflow", "from.json"]].concat());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && told.contains("'first.png'") && told.contains("--image FILE"), "{told}");
+}
+
+#[test]
+fn a_picture_made_from_pictures_asks_for_them_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    made(at, &["--seed", "7", "--size", "64x64"], "first.png");
+    let once = made(at, &["--seed", "9", "-i", "first.png", "--strength", "0.5", "--size", "64x48"], "next.png");
+    let output = darkroom(at, &["--from", "next.png"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains("--from") && told.contains("--image FILE") && !told.contains("--mask"), "{told}");
+    // How far it went, and its size, it tells itself.
+    let again = made(at, &["--from", "next.png", "-i", "first.png"], "again.png");
+    assert!(once == again, "{}x{}", again.0, again.1);
+}

@@ -304,6 +304,16 @@ impl Pipeline {
         Ok(reports)
     }
 
+    #[cfg(test)]
+    pub(crate) fn prompts(&self) -> &PromptReader {
+        &self.prompts
+    }
+
+    #[cfg(test)]
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.transformer.config().hidden_size()
+    }
+
     /// The LoRAs that are applied.
     pub fn loras(&self) -> &Loras {
         &self.loras

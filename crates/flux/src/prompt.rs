@@ -204,3 +204,50 @@ fn check_ids(encoder: &str, ids: &[u32], vocab_size: usize) -> Result<()> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ModelSpec, SearchPaths};
+
+    /// A LoRA file of one tensor pair in f32, for a layer of this name.
+    fn lora(folder: &std::path::Path, layer: &str, [out, features]: [usize; 2]) -> Arc<Lora> {
+        let (down, up) = (4 * features, 4 * out);
+        let header = format!(
+            r#"{{"{layer}.lora_down.weight":{{"dtype":"F32","shape":[1,{features}],"data_offsets":[0,{down}]}},"{layer}.lora_up.weight":{{"dtype":"F32","shape":[{out},1],"data_offsets":[{down},{}]}}}}"#,
+            down + up
+        );
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend((0..out + features).flat_map(|i| (i as f32 / 64.0).to_le_bytes()));
+        let path = folder.join(format!("{layer}.safetensors"));
+        std::fs::write(&path, bytes).unwrap();
+        Arc::new(Lora::open(&path).unwrap())
+    }
+
+    /// What is kept of a prompt holds for these encoders with these LoRAs at these weights, and for no others.
+    #[test]
+    fn answers_kept_depend_on_loras_of_text_encoders() {
+        let files = ModelSpec::default().find(&SearchPaths::default()).unwrap();
+        let mut pipeline = crate::Pipeline::load(files, &LoadOptions::default(), &mut ()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let d = pipeline.prompts().pooled_width();
+        let text = lora(folder.path(), "lora_te1_text_model_encoder_layers_0_self_attn_q_proj", [d, d]);
+        let hidden = pipeline.hidden_size();
+        let picture = lora(folder.path(), "lora_unet_double_blocks_0_img_attn_proj", [hidden, hidden]);
+        let mut key = |used: &[(&Arc<Lora>, f32)], merge: bool| {
+            let used = used.iter().map(|(lora, weight)| ((*lora).clone(), *weight)).collect();
+            let reports = pipeline.set_loras(&Loras { used, merge }).unwrap();
+            assert!(reports.iter().all(|report| report.unmatched.is_empty()), "{reports:?}");
+            pipeline.prompts().key_of_encoders().name()
+        };
+        let none = key(&[], false);
+        let with = key(&[(&text, 1.0)], false);
+        assert_ne!(with, none);
+        assert_ne!(key(&[(&text, 0.5)], false), with, "another weight");
+        assert_eq!(key(&[(&text, 1.0), (&picture, 1.0)], false), with, "what changes pictures alone");
+        assert_eq!(key(&[(&picture, 1.0)], false), none);
+        assert_eq!(key(&[(&text, 0.0)], false), none, "switched off");
+        assert_eq!(key(&[], false), none);
+    }
+}

@@ -106,6 +106,11 @@ impl Key {
         bytes.release();
     }
 
+    #[cfg(test)]
+    pub(crate) fn name(&self) -> String {
+        self.file_name()
+    }
+
     fn file_name(&self) -> String {
         let digest = self.0.clone().finalize();
         let number = digest.iter().take(16).fold(0u128, |number, &byte| number << 8 | u128::from(byte));

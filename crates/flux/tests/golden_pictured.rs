@@ -5,12 +5,16 @@
 #[expect(unreachable_pub, dead_code, reason = "each test file uses a part of the shared helpers")]
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use flux::{
     LoadOptions, Pipeline, Request,
     conditioning::{Control, Margins, Pictures, Start, StrengthMapping},
     image_file,
+    lora::{Lora, Loras},
     model::{Defaults, Family, Kind, ModelSpec, PartFiles, SearchPaths},
     pixels::Rgb8,
 };
@@ -45,7 +49,7 @@ fn case_of(path: &Path) -> Case {
 fn cases() -> Vec<PathBuf> {
     let mut cases: Vec<_> = std::fs::read_dir(folder().join("pictured")).unwrap().map(|e| e.unwrap().path()).collect();
     cases.sort();
-    assert!(cases.len() >= 10, "{} cases", cases.len());
+    assert!(cases.len() >= 11, "{} cases", cases.len());
     cases
 }
 
@@ -60,7 +64,13 @@ fn load(path: &Path, case: &Case, device: Device) -> Pipeline {
         files.family = Family::Kontext; // a name would tell
     }
     let options = LoadOptions { device, precision: Some(Precision::F32), ..LoadOptions::default() };
-    Pipeline::load(files, &options, &mut ()).unwrap()
+    let mut pipeline = Pipeline::load(files, &options, &mut ()).unwrap();
+    let lora = path.join("lora.safetensors");
+    if lora.is_file() {
+        let reports = pipeline.set_loras(&Loras::from([(Arc::new(Lora::open(&lora).unwrap()), 1.0)])).unwrap();
+        assert_eq!(reports[0].unmatched, []);
+    }
+    pipeline
 }
 
 fn open(path: &Path) -> Rgb8 {

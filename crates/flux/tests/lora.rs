@@ -23,21 +23,15 @@ use flux::{
     weights::{Checkpoint, Component, Half, Naming, Weights, detect},
 };
 use tensor::{Device, Precision, Tensor};
-use toy::{Array, Arrays, File, Scratch, Toy};
+use toy::{Array, Arrays, File, Scratch, Toy, random::Random};
 
 /// What the issue allows; measured are 1e-6 and less.
 const SAME: f64 = 1e-4;
 
 /// Numbers between −1 and 1, the same for each name.
 fn random(name: &str, shape: &[usize], size: f32) -> Array {
-    let mut state =
-        name.bytes().fold(0x9e37_79b9_7f4a_7c15_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    let values = (0..shape.iter().product::<usize>()).map(|_| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        size * (((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0)
-    });
+    let mut random = Random::named(name);
+    let values = (0..shape.iter().product::<usize>()).map(|_| size * random.uniform());
     Array { shape: shape.to_vec(), values: values.collect() }
 }
 

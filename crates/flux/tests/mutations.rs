@@ -46,11 +46,8 @@ fn read(path: &Path) -> flux::Result<usize> {
 fn changed(path: &Path, place: &Range<usize>, times: usize) {
     let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
     assert!(read(path).unwrap() > 0, "it is good as it is");
-    let mut state = 11u64;
-    let mut below = |n: usize| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) as usize % n
-    };
+    let mut random = toy::random::Random(11);
+    let mut below = |n: usize| random.below(n);
     let (mut refused, mut accepted) = (0, 0);
     for _ in 0..times {
         let at = (place.start + below(place.len())) as u64;

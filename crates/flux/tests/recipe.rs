@@ -5,11 +5,13 @@
 use std::path::PathBuf;
 
 use flux::{
-    image_file::{self, Encoding, Format, Provenance, Upscaled},
-    model::SearchPaths,
+    Request,
+    conditioning::StrengthMapping,
+    image_file::{self, Encoding, Format, FromPictures, Provenance, Upscaled},
+    model::{Defaults, SearchPaths},
     noise::Noise,
     pixels::Rgb8,
-    recipe::{Recipe, T5Length},
+    recipe::{Change, Channel, Lost, MaskAsked, PictureAsked, Places, Recipe, T5Length},
     safety::Safety,
 };
 use serde_json::{Value, json};
@@ -100,7 +102,202 @@ fn guidance_negative_prompts_and_pictures_to_begin_with() {
     workflow["31"]["inputs"]["latent_image"] = json!(["4", 0]);
     workflow["31"]["inputs"]["denoise"] = json!(0.6);
     let recipe = Recipe::from_workflow(&workflow.to_string()).unwrap();
-    assert_eq!((recipe.image.as_deref(), recipe.strength, recipe.width), (Some("in.png"), Some(0.6), None));
+    let start = recipe.pictures.start.unwrap();
+    assert_eq!((start.picture.file.as_str(), start.strength, recipe.width), ("in.png", 0.6, None));
+}
+
+/// The public template in its API format, with further nodes and what its sampler gets.
+fn with_pictures(nodes: &Value, sampler: &Value) -> Value {
+    let mut workflow = parsed("krea_api.json");
+    workflow["3"] = json!({"class_type": "LoadImage", "inputs": {"image": "in.png"}});
+    for (id, node) in nodes.as_object().unwrap() {
+        workflow[id] = node.clone();
+    }
+    for (input, value) in sampler.as_object().unwrap() {
+        workflow["31"]["inputs"][input] = value.clone();
+    }
+    workflow
+}
+
+fn node(class: &str, inputs: &Value) -> Value {
+    json!({"class_type": class, "inputs": inputs})
+}
+
+#[test]
+fn masks_and_margins_are_followed_to_their_files() {
+    let encode = node("VAEEncode", &json!({"pixels": ["3", 0], "vae": ["39", 0]}));
+    let start = |nodes: Value, denoise: f64| {
+        let sampler = json!({"latent_image": ["9z", if nodes["9z"]["class_type"] == "InpaintModelConditioning" { 2 } else { 0 }], "denoise": denoise});
+        let recipe = Recipe::from_workflow(&with_pictures(&nodes, &sampler).to_string()).unwrap();
+        (recipe.pictures.start.unwrap(), recipe.notes.len())
+    };
+    let in_png = |changes: &[Change]| PictureAsked { file: "in.png".into(), changes: changes.to_vec() };
+    let mask = |file: &str, channel, inverted, grown| {
+        Some(MaskAsked { picture: PictureAsked { file: file.into(), changes: vec![] }, channel, inverted, grown })
+    };
+    let own = mask("in.png", Channel::Alpha, false, 0);
+
+    // The negative conditioning, and with a latent of a picture the empty one, are notes.
+    let masked = node("SetLatentNoiseMask", &json!({"samples": ["4", 0], "mask": ["3", 1]}));
+    let (found, _) = start(json!({"4": encode, "9z": masked}), 0.75);
+    assert_eq!((found.picture, found.mask, found.strength), (in_png(&[]), own.clone(), 0.75));
+
+    let red = node("LoadImageMask", &json!({"image": "m.png", "channel": "red"}));
+    let inverted = node("InvertMask", &json!({"mask": ["5", 0]}));
+    let inpaint = node(
+        "VAEEncodeForInpaint",
+        &json!({"pixels": ["3", 0], "vae": ["39", 0], "mask": ["6", 0], "grow_mask_by": 6}),
+    );
+    let (found, _) = start(json!({"5": red, "6": inverted, "9z": inpaint}), 1.0);
+    assert_eq!(found.mask, mask("m.png", Channel::Red, true, 6));
+
+    let scaled = node(
+        "ImageScale",
+        &json!({"image": ["3", 0], "upscale_method": "lanczos", "width": 96, "height": 64, "crop": "center"}),
+    );
+    let inputs = json!({"positive": ["45", 0], "negative": ["42", 0], "vae": ["39", 0], "pixels": ["4", 0],
+        "mask": ["3", 1], "noise_mask": false});
+    let (found, _) = start(json!({"4": scaled, "9z": node("InpaintModelConditioning", &inputs)}), 1.0);
+    let change = Change::Size { width: 96, height: 64, centre: true };
+    assert_eq!((found.picture, found.mask), (in_png(&[change]), own));
+
+    let pad = json!({"image": ["3", 0], "left": 8, "top": 0, "right": 16, "bottom": 24, "feathering": 0});
+    let inputs = json!({"positive": ["45", 0], "negative": ["42", 0], "vae": ["39", 0], "pixels": ["4", 0],
+        "mask": ["4", 1], "noise_mask": true});
+    let nodes = json!({"4": node("ImagePadForOutpaint", &pad), "9z": node("InpaintModelConditioning", &inputs)});
+    let (found, _) = start(nodes, 1.0);
+    assert_eq!((found.margins.left, found.margins.right, found.margins.bottom), (8, 16, 24));
+    assert!(found.mask.is_none());
+}
+
+#[test]
+fn references_styles_and_control_pictures_are_followed_to_their_files() {
+    let second = node("LoadImage", &json!({"image": "sub/second.jpg [input]"}));
+    let scale = node("FluxKontextImageScale", &json!({"image": ["3", 0]}));
+    let encode = |image: &str| node("VAEEncode", &json!({"pixels": [image, 0], "vae": ["39", 0]}));
+    let refer =
+        |to: &str, latent: &str| node("ReferenceLatent", &json!({"conditioning": [to, 0], "latent": [latent, 0]}));
+    let nodes = json!({
+        "4": second, "5": scale, "6": encode("5"), "7": encode("4"), "70": refer("45", "6"), "71": refer("70", "7"),
+    });
+    let sampler = json!({"positive": ["71", 0], "latent_image": ["6", 0]});
+    let recipe = Recipe::from_workflow(&with_pictures(&nodes, &sampler).to_string()).unwrap();
+    let files: Vec<_> = recipe.pictures.references.iter().map(|one| (one.file.as_str(), one.changes.len())).collect();
+    assert_eq!(files, [("in.png", 1), ("sub/second.jpg [input]", 0)]);
+    assert_eq!(recipe.pictures.start.map(|start| start.strength), Some(1.0), "its size alone counts");
+
+    let style = |crop: &str, strength: f64, kind: &str| {
+        let seen = json!({"clip_vision": ["50", 0], "image": ["3", 0], "crop": crop});
+        let apply = json!({"conditioning": ["45", 0], "style_model": ["52", 0], "clip_vision_output": ["51", 0],
+            "strength": strength, "strength_type": kind});
+        let nodes = json!({
+            "50": node("CLIPVisionLoader", &json!({"clip_name": "sigclip_vision_patch14_384.safetensors"})),
+            "51": node("CLIPVisionEncode", &seen),
+            "52": node("StyleModelLoader", &json!({"style_model_name": "flux1-redux-dev.safetensors"})),
+            "53": node("StyleModelApply", &apply),
+        });
+        with_pictures(&nodes, &json!({"positive": ["53", 0]}))
+    };
+    let recipe = Recipe::from_workflow(&style("center", 0.5, "attn_bias").to_string()).unwrap();
+    let [(picture, weight)] = &recipe.pictures.styles[..] else { panic!("{:?}", recipe.pictures) };
+    assert_eq!((picture.changes.as_slice(), *weight), (&[Change::Square][..], 0.5));
+    assert_eq!(recipe.files.style.as_deref(), Some("flux1-redux-dev.safetensors"));
+    assert_eq!(recipe.files.vision.as_deref(), Some("sigclip_vision_patch14_384.safetensors"));
+    let recipe = Recipe::from_workflow(&style("none", 1.0, "multiply").to_string()).unwrap();
+    assert!(recipe.pictures.styles[0].0.changes.is_empty());
+    for (strength, kind) in [(0.5, "multiply"), (1.5, "attn_bias")] {
+        let error = error(&style("none", strength, kind));
+        assert!(error.contains("'strength' of 'StyleModelApply' (53)"), "{error}");
+    }
+
+    let edges = node("Canny", &json!({"image": ["3", 0], "low_threshold": 0.15, "high_threshold": 0.3}));
+    let inputs = json!({"positive": ["45", 0], "negative": ["42", 0], "vae": ["39", 0], "pixels": ["4", 0]});
+    let nodes = json!({"4": edges, "60": node("InstructPixToPixConditioning", &inputs)});
+    let sampler = json!({"positive": ["60", 0], "negative": ["60", 1], "latent_image": ["60", 2]});
+    let recipe = Recipe::from_workflow(&with_pictures(&nodes, &sampler).to_string()).unwrap();
+    let (picture, canny) = recipe.pictures.control.unwrap();
+    assert_eq!((picture.file.as_str(), canny, recipe.width), ("in.png", true, None));
+}
+
+#[test]
+fn pictures_that_cannot_be_had_are_named() {
+    let encode = |from: Value| node("VAEEncode", &json!({"pixels": from, "vae": ["39", 0]}));
+    let begins = |nodes: Value| with_pictures(&nodes, &json!({"latent_image": ["4", 0], "denoise": 0.5}));
+    let grey = json!({"pixels": ["3", 0], "vae": ["39", 0], "mask": ["3", 1], "grow_mask_by": 6});
+    let uxo = json!({"conditioning": ["45", 0], "reference_latents_method": "uxo/uno"});
+    let cases = [
+        ("takes a picture from 'VAELoader' (39)", begins(json!({"4": encode(json!(["39", 0]))}))),
+        (
+            "begins with grey under the mask at a denoise of 0.5",
+            begins(json!({"4": node("VAEEncodeForInpaint", &grey)})),
+        ),
+        (
+            "takes a mask from 'LoadImage' (3)",
+            begins(json!({
+                "5": encode(json!(["3", 0])),
+                "4": node("SetLatentNoiseMask", &json!({"samples": ["5", 0], "mask": ["3", 0]})),
+            })),
+        ),
+        (
+            "'reference_latents_method' of 'FluxKontextMultiReferenceLatentMethod' (5); offset",
+            with_pictures(
+                &json!({"5": node("FluxKontextMultiReferenceLatentMethod", &uxo)}),
+                &json!({"positive": ["5", 0]}),
+            ),
+        ),
+        (
+            "needs nodes that are not known here: 'ImageStitch' (5)",
+            begins(json!({
+                "5": node("ImageStitch", &json!({"image1": ["3", 0]})), "4": encode(json!(["5", 0])),
+            })),
+        ),
+    ];
+    for (expected, workflow) in cases {
+        let error = error(&workflow);
+        assert!(error.starts_with("workflow: ") && error.contains(expected), "{expected}: {error}");
+    }
+    // Files: beside the workflow, then in ComfyUI's folder; never outside.
+    let folder = tempfile::tempdir().unwrap();
+    let comfyui = folder.path().join("ComfyUI");
+    std::fs::create_dir_all(comfyui.join("input")).unwrap();
+    let paths = SearchPaths { comfyui: vec![comfyui.join("models")], ..SearchPaths::default() };
+    let places = Places { beside: Some(folder.path()), paths: &paths, image: None };
+    let recipe = Recipe::from_workflow(&begins(json!({"4": encode(json!(["3", 0]))})).to_string()).unwrap();
+    let mut request = Request::new("", &Defaults::default());
+    let error = recipe.pictures.open(places, false, &mut request).unwrap_err().to_string();
+    for word in ["'in.png'", "not there", "ComfyUI/input", "COMFYUI_PATH", "--image FILE"] {
+        assert!(error.contains(word), "{error}");
+    }
+    let bytes = |width: u32, height: u32| {
+        let mut bytes = Vec::new();
+        let encoder = png::Encoder::new(&mut bytes, width, height);
+        let mut writer = encoder.write_header().unwrap();
+        writer.write_image_data(&vec![9; (width * height) as usize]).unwrap();
+        drop(writer);
+        bytes
+    };
+    std::fs::write(comfyui.join("input/in.png"), bytes(50, 27)).unwrap();
+    recipe.pictures.open(places, false, &mut request).unwrap();
+    assert_eq!((request.width, request.height), (48, 24), "the middle, in whole latents");
+    std::fs::write(folder.path().join("in.png"), bytes(16, 32)).unwrap();
+    recipe.pictures.open(places, false, &mut request).unwrap();
+    assert_eq!((request.width, request.height), (16, 32));
+    let start = request.pictures.start.clone().unwrap();
+    assert_eq!((start.strength, start.mapping), (0.5, StrengthMapping::Comfy));
+
+    let mut outside = recipe.pictures.clone();
+    for name in ["../in.png", "/etc/in.png", ""] {
+        outside.start.as_mut().unwrap().picture.file = name.into();
+        let error = outside.open(places, false, &mut request).unwrap_err().to_string();
+        assert!(error.contains("no name in a folder of ComfyUI's"), "{error}");
+    }
+    // A mask by transparency needs some.
+    let mut masked = recipe.pictures;
+    let picture = PictureAsked { file: "in.png".into(), changes: vec![] };
+    let mask = MaskAsked { picture, channel: Channel::Alpha, inverted: false, grown: 0 };
+    masked.start.as_mut().unwrap().mask = Some(mask);
+    let error = masked.open(places, false, &mut request).unwrap_err().to_string();
+    assert!(error.contains("transparent") && error.contains("--mask FILE"), "{error}");
 }
 
 #[test]
@@ -289,4 +486,31 @@ fn our_own_pictures_tell_everything() {
         assert_eq!((recipe.upscale, recipe.model.as_deref()), (Some(2), Some("pocket")));
         assert!(recipe.notes.is_empty());
     }
+}
+
+#[test]
+fn pictures_that_ours_were_made_from_are_told_and_missed() {
+    let provenance = Provenance {
+        noise: "cpu-f32".into(),
+        schedule: "reference".into(),
+        precision: "f32".into(),
+        styles: vec!["redux".into(), "style:0.25".into()],
+        from_pictures: Some(FromPictures {
+            strength: Some(0.5),
+            strength_mapping: Some("comfy".into()),
+            mask: true,
+            outpaint: Some([1, 2, 3, 4]),
+            control: Some("canny".into()),
+            references: 2,
+        }),
+        ..Provenance::default()
+    };
+    let Lost { start, mask, margins, control, references, redux, styles } =
+        Recipe::from_provenance(&provenance).unwrap().lost;
+    assert_eq!((start, mask, control, references), (Some((0.5, StrengthMapping::Comfy)), true, Some(true), 2));
+    assert_eq!((margins.left, margins.bottom, redux, styles), (1, 4, true, vec![0.25]));
+    assert_eq!(
+        Recipe::from_provenance(&Provenance { styles: vec![], from_pictures: None, ..provenance }).unwrap().lost,
+        Lost::default()
+    );
 }

@@ -88,8 +88,8 @@ const PREFERRED: [(u32, u32); 17] = [
     (1568, 672),
 ];
 
-/// That of Kontext's sizes whose shape is nearest.
-pub(crate) fn preferred((width, height): (u32, u32)) -> (u32, u32) {
+/// That of the sizes which Kontext was trained with whose shape is nearest: width, height, pixels.
+pub fn preferred((width, height): (u32, u32)) -> (u32, u32) {
     let shape = |(w, h): (u32, u32)| f64::from(w) / f64::from(h);
     let distance = |size: &(u32, u32)| (shape((width, height)) - shape(*size)).abs();
     PREFERRED.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or((width, height))

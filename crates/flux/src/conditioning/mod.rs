@@ -21,7 +21,7 @@ use crate::{
     sizes::MAX_SIDE,
 };
 use canvas::Sizes;
-pub use canvas::size_like;
+pub use canvas::{preferred as kontext_size, size_like};
 
 /// Most reference pictures of one request.
 pub const MAX_REFERENCES: usize = 8;
@@ -315,7 +315,7 @@ impl Pictures {
     ///
     /// # Errors
     /// [`Error::Asked`] naming the field.
-    pub(crate) fn check(&self, kind: Kind, family: Family, least_side: u32) -> Result<()> {
+    pub fn check(&self, kind: Kind, family: Family, least_side: u32) -> Result<()> {
         if let Some(start) = &self.start {
             start.check(kind)?;
         } else if kind == Kind::Fill {

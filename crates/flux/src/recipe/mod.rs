@@ -8,6 +8,7 @@
 mod graph;
 mod infotext;
 mod nodes;
+mod pictures;
 mod walk;
 
 use std::path::{Component as PathComponent, Path, PathBuf};
@@ -15,6 +16,7 @@ use std::path::{Component as PathComponent, Path, PathBuf};
 use tensor::Precision;
 
 use crate::{
+    conditioning::{Margins, StrengthMapping},
     error::{Error, Result},
     image_file::{self, Found, LoraUsed, Provenance},
     model::{ModelSpec, Part, PartFiles, SearchPaths},
@@ -23,6 +25,8 @@ use crate::{
     request::Request,
     weights::Component,
 };
+
+pub use pictures::{Change, Channel, MaskAsked, PictureAsked, PicturesAsked, Places, StartAsked};
 
 /// Longest workflow, bytes.
 pub const MAX_JSON: usize = 16 << 20;
@@ -70,10 +74,10 @@ pub struct Recipe {
     pub vae_tiling: Option<bool>,
     /// How many times it is enlarged.
     pub upscale: Option<u32>,
-    /// The picture to begin with, by ComfyUI's name.
-    pub image: Option<String>,
-    /// How far from that picture, 0 to 1.
-    pub strength: Option<f32>,
+    /// Pictures that it is made from, by ComfyUI's names.
+    pub pictures: PicturesAsked,
+    /// Pictures that it was made from and of which only this is known.
+    pub lost: Lost,
     /// What is not as in the file, or is not looked at.
     pub notes: Vec<String>,
 }
@@ -91,6 +95,29 @@ pub struct Files {
     pub vae: Option<String>,
     /// In `upscale_models`.
     pub upscaler: Option<String>,
+    /// In `style_models`: Redux's projector.
+    pub style: Option<String>,
+    /// In `clip_vision`: SigLIP's tower.
+    pub vision: Option<String>,
+}
+
+/// Pictures that a picture was made from: its file tells what they were for, and does not hold them.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lost {
+    /// What it began with, without the picture: how far it went, and which steps that is.
+    pub start: Option<(f64, StrengthMapping)>,
+    /// Whether there was a mask.
+    pub mask: bool,
+    /// Pixels added around it.
+    pub margins: Margins,
+    /// What it followed: whether edges were found first.
+    pub control: Option<bool>,
+    /// How many references it looked at.
+    pub references: u32,
+    /// Whether it was a variation of a picture.
+    pub redux: bool,
+    /// How much each style counted.
+    pub styles: Vec<f32>,
 }
 
 /// A LoRA that a workflow applies.
@@ -185,11 +212,6 @@ impl Recipe {
                 None
             }
         };
-        if provenance.from_pictures.is_some() {
-            notes.push(
-                "it was made from pictures, which its file does not hold; hint: --image and what goes with it".into(),
-            );
-        }
         Ok(Self {
             model: Some(provenance.model.clone()),
             prompt: provenance.prompt.clone(),
@@ -211,6 +233,7 @@ impl Recipe {
             vae_tiling: provenance.vae_tiling,
             loras: provenance.loras.iter().map(LoraAsked::named).collect(),
             upscale,
+            lost: Lost::of(provenance)?,
             notes,
             ..Self::default()
         })
@@ -280,6 +303,12 @@ impl Recipe {
         if let Some(name) = &files.vae {
             parts.vae = Some(find(paths, &["vae"], name, "--vae")?);
         }
+        if let Some(name) = &files.style {
+            parts.redux_model = Some(find(paths, &["style_models"], name, "--redux-model")?);
+        }
+        if let Some(name) = &files.vision {
+            parts.vision_model = Some(find(paths, &["clip_vision"], name, "--vision-model")?);
+        }
         for name in &files.clip {
             let path = find(paths, &["text_encoders", "clip"], name, "--clip-l and --t5xxl")?;
             // Which of the two it is, its tensors tell.
@@ -315,6 +344,28 @@ impl Recipe {
     pub fn lora_files(&self, paths: &SearchPaths) -> Result<Vec<(PathBuf, f32)>> {
         let found = |lora: &LoraAsked| Ok((find(paths, &["loras"], &lora.file, "--lora")?, lora.weight));
         self.loras.iter().map(found).collect()
+    }
+}
+
+impl Lost {
+    fn of(provenance: &Provenance) -> Result<Self> {
+        let mut lost = Self::default();
+        for told in &provenance.styles {
+            match told.strip_prefix("style:").map(str::parse) {
+                Some(Ok(weight)) => lost.styles.push(weight),
+                _ => lost.redux = true,
+            }
+        }
+        let Some(from) = &provenance.from_pictures else { return Ok(lost) };
+        let mapping = from.strength_mapping.as_deref().map(str::parse).transpose()?.unwrap_or_default();
+        lost.start = from.strength.map(|strength| (strength, mapping));
+        lost.mask = from.mask;
+        if let Some([left, top, right, bottom]) = from.outpaint {
+            lost.margins = Margins { left, top, right, bottom };
+        }
+        lost.control = from.control.as_deref().map(|control| control == "canny");
+        lost.references = from.references;
+        Ok(lost)
     }
 }
 

@@ -3,7 +3,7 @@
 //! `control_after_generate` is the editor's own: it says what becomes of a seed after a run.
 
 /// Class and widgets.
-const NODES: [(&str, &[&str]); 44] = [
+const NODES: [(&str, &[&str]); 63] = [
     ("UNETLoader", &["unet_name", "weight_dtype"]),
     ("UnetLoaderGGUF", &["unet_name"]),
     ("UnetLoaderGGUFAdvanced", &["unet_name", "dequant_dtype", "patch_dtype", "patch_on_device"]),
@@ -44,7 +44,26 @@ const NODES: [(&str, &[&str]); 44] = [
     ("LoraLoader", &["lora_name", "strength_model", "strength_clip"]),
     ("LoraLoaderModelOnly", &["lora_name", "strength_model"]),
     ("LoadImage", &["image", "upload"]),
+    ("LoadImageMask", &["image", "channel", "upload"]),
+    ("ImageToMask", &["channel"]),
+    ("InvertMask", &[]),
+    ("ImageScale", &["upscale_method", "width", "height", "crop"]),
+    ("ImageScaleBy", &["upscale_method", "scale_by"]),
+    ("ImageScaleToTotalPixels", &["upscale_method", "megapixels", "resolution_steps"]),
+    ("FluxKontextImageScale", &[]),
+    ("ImagePadForOutpaint", &["left", "top", "right", "bottom", "feathering"]),
+    ("Canny", &["low_threshold", "high_threshold"]),
     ("VAEEncode", &[]),
+    ("VAEEncodeForInpaint", &["grow_mask_by"]),
+    ("SetLatentNoiseMask", &[]),
+    ("InpaintModelConditioning", &["noise_mask"]),
+    ("InstructPixToPixConditioning", &[]),
+    ("ReferenceLatent", &[]),
+    ("FluxKontextMultiReferenceLatentMethod", &["reference_latents_method"]),
+    ("CLIPVisionLoader", &["clip_name"]),
+    ("CLIPVisionEncode", &["crop"]),
+    ("StyleModelLoader", &["style_model_name"]),
+    ("StyleModelApply", &["strength", "strength_type"]),
     ("VAEDecode", &[]),
     ("VAEDecodeTiled", &["tile_size", "overlap", "temporal_size", "temporal_overlap"]),
     ("UpscaleModelLoader", &["model_name"]),

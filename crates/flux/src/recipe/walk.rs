@@ -3,6 +3,8 @@
 //! What ComfyUI does with a node is written where the node is read. A node that is not known, or a value that cannot be met, is
 //! an error that names it; what the picture does not depend on is listed.
 
+mod pictures;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
@@ -362,7 +364,7 @@ impl<'a> Walk<'a> {
         let sized = self.model(sampling.model, recipe)?;
         recipe.schedule = Some(format!("comfy-{}{}", sampling.scheduler, if sized { "-sized" } else { "" }));
 
-        let positive = self.said(sampling.positive, recipe)?;
+        let positive = self.said(sampling.positive, false, recipe)?;
         if positive.zeroed {
             return Err(wrong("zeroes the positive conditioning, which is not possible here"));
         }
@@ -373,7 +375,7 @@ impl<'a> Walk<'a> {
         if let Some(negative) = sampling.negative
             && sampling.cfg != 1.0
         {
-            let negative = self.said(negative, recipe)?;
+            let negative = self.said(negative, true, recipe)?;
             if negative.zeroed {
                 return Err(wrong(
                     "zeroes the negative conditioning at a cfg other than 1, which is not possible here",
@@ -411,16 +413,7 @@ impl<'a> Walk<'a> {
                 }
                 Ok(())
             }
-            "VAEEncode" => {
-                let image = self.node(at, "pixels")?;
-                if image.node.class != "LoadImage" {
-                    let from = named(image.id, image.node);
-                    return Err(wrong(format!("begins with a picture from {from}; one from 'LoadImage' was expected")));
-                }
-                recipe.image = Some(self.text(image, "image")?);
-                recipe.strength = Some(sampling.denoise as f32);
-                Ok(())
-            }
+            _ if self.started(sampling, recipe)? => Ok(()),
             _ => Err(wrong(format!("begins with {}, which makes no latents", named(at.id, at.node)))),
         }
     }
@@ -468,7 +461,7 @@ impl<'a> Walk<'a> {
         Ok(sized)
     }
 
-    fn said(&self, mut at: At<'a>, recipe: &mut Recipe) -> Result<Said> {
+    fn said(&self, mut at: At<'a>, negative: bool, recipe: &mut Recipe) -> Result<Said> {
         let mut said = Said::default();
         loop {
             match at.node.class.as_str() {
@@ -497,7 +490,12 @@ impl<'a> Walk<'a> {
                     said.text = t5xxl;
                     break;
                 }
-                _ => return Err(wrong(format!("is conditioned by {}, which has no text", named(at.id, at.node)))),
+                _ => match self.conditioned(at, negative, recipe)? {
+                    Some(input) => at = self.node(at, input)?,
+                    None => {
+                        return Err(wrong(format!("is conditioned by {}, which has no text", named(at.id, at.node))));
+                    }
+                },
             }
         }
         self.clip(self.node(at, "clip")?, recipe)?;

@@ -165,11 +165,17 @@ fn reference_corners(references: &[[usize; 2]]) -> Vec<[usize; 2]> {
 mod tests {
     use super::*;
 
-    /// Worked out by hand from ComfyUI's rule.
+    /// The last two are what the loop of ComfyUI's `comfy/ldm/flux/model.py` gave when it was run on these sizes (in latents,
+    /// two a token), the others are worked out by hand.
     #[test]
     fn references_lie_beside_each_other() {
         assert_eq!(reference_corners(&[[4, 3]]), [[0, 0]]);
         assert_eq!(reference_corners(&[[4, 3], [4, 3]]), [[0, 0], [0, 3]]);
         assert_eq!(reference_corners(&[[2, 6], [2, 6], [9, 1]]), [[0, 0], [2, 0], [0, 6]]);
+        let five = [[6, 40], [2, 60], [55, 32], [18, 37], [16, 14]];
+        assert_eq!(reference_corners(&five), [[0, 0], [6, 0], [8, 0], [63, 0], [0, 60]]);
+        let eight = [[47, 32], [36, 55], [37, 32], [27, 42], [57, 11], [16, 42], [11, 57], [35, 26]];
+        let corners = [[0, 0], [47, 0], [0, 55], [83, 0], [0, 87], [110, 0], [126, 0], [0, 98]];
+        assert_eq!(reference_corners(&eight), corners);
     }
 }

@@ -1,6 +1,9 @@
 //! A FLUX-like model of random weights for tests of files: head width, axes, groups and vocabularies are FLUX.1's, so that
 //! shapes tell all sizes; everything else is small. It can be written in any layout and number format.
 
+#[path = "random.rs"]
+pub mod random;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -140,19 +143,13 @@ pub fn t5_config() -> serde_json::Value {
 }
 
 /// Random numbers of a size that keeps activations near 1, the same for each name.
-struct Random(Arrays);
+struct Filled(Arrays);
 
-impl Random {
+impl Filled {
     fn add(&mut self, name: impl Into<String>, shape: &[usize]) {
         let name = name.into();
-        let mut state =
-            name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-        let mut uniform = || {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        };
+        let mut random = random::Random::named(&name);
+        let mut uniform = || random.uniform();
         let count: usize = shape.iter().product();
         let values = match shape {
             [_] if name.ends_with("bias") => (0..count).map(|_| 0.2 * uniform()).collect(),
@@ -184,7 +181,7 @@ impl Random {
 
 fn flux() -> Arrays {
     let (d, mlp) = (WIDTH, 4 * WIDTH);
-    let mut r = Random(Arrays::new());
+    let mut r = Filled(Arrays::new());
     r.linear("img_in", d, 64);
     r.linear("txt_in", d, T5_WIDTH);
     for (name, from) in [("time_in", 256), ("guidance_in", 256), ("vector_in", CLIP_WIDTH)] {
@@ -212,9 +209,9 @@ fn flux() -> Arrays {
 
 /// Only the decoder: nothing else is needed for pictures from text.
 fn vae() -> Arrays {
-    let mut r = Random(Arrays::new());
+    let mut r = Filled(Arrays::new());
     let widest = VAE_CHANNELS[3];
-    let resnet = |r: &mut Random, name: &str, from: usize, to: usize| {
+    let resnet = |r: &mut Filled, name: &str, from: usize, to: usize| {
         r.norm(&format!("{name}.norm1"), from);
         r.conv(&format!("{name}.conv1"), to, from, 3);
         r.norm(&format!("{name}.norm2"), to);
@@ -245,7 +242,7 @@ fn vae() -> Arrays {
 
 fn clip() -> Arrays {
     let d = CLIP_WIDTH;
-    let mut r = Random(Arrays::new());
+    let mut r = Filled(Arrays::new());
     r.add("text_model.embeddings.token_embedding.weight", &[49408, d]);
     r.add("text_model.embeddings.position_embedding.weight", &[77, d]);
     let layer = "text_model.encoder.layers.0";
@@ -262,7 +259,7 @@ fn clip() -> Arrays {
 
 fn t5() -> Arrays {
     let d = T5_WIDTH;
-    let mut r = Random(Arrays::new());
+    let mut r = Filled(Arrays::new());
     r.add("shared.weight", &[32128, d]);
     let block = "encoder.block.0.layer";
     for proj in ["q", "k", "v"] {
