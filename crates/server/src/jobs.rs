@@ -46,6 +46,9 @@ const FETCHED_AT_ONCE: usize = 8;
 /// How long the worker waits after the journal refused a start.
 const JOURNAL_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long an answer waits for an end to be on the disk.
+const RECORDING: Duration = Duration::from_secs(2);
+
 /// How long a running job may take to notice that it was stopped.
 const STOPPING: Duration = Duration::from_mins(1);
 
@@ -336,8 +339,9 @@ impl Jobs {
         match shown {
             Some((mut shown, ends)) => {
                 if ends {
-                    // Whoever looks next should see it.
-                    let _ = shown.wait_for(|shown| shown.view.state.is_final()).await;
+                    // Whoever looks next should see it, unless the disk does not take it now.
+                    let seen = shown.wait_for(|shown| shown.view.state.is_final());
+                    let _ = tokio::time::timeout(RECORDING, seen).await;
                 }
                 Cancelling::Requested
             }

@@ -99,7 +99,7 @@ type Done = Box<dyn FnOnce(Result<(), Fault>) + Send>;
 struct Write {
     /// May run more than once: if the transaction that it shares fails, it is tried alone.
     work: Work,
-    done: Option<Done>,
+    done: Done,
     /// Whether it is tried again until it succeeds.
     keep: bool,
 }
@@ -167,17 +167,17 @@ impl Journal {
         work: impl FnMut(&Connection) -> rusqlite::Result<()> + Send + 'static,
         done: impl FnOnce(Result<(), Fault>) + Send + 'static,
     ) {
-        self.send(Write { work: Box::new(work), done: Some(Box::new(done)), keep: false });
+        self.send(Write { work: Box::new(work), done: Box::new(done), keep: false });
     }
 
-    /// Writes what must not be lost: if the disk does not take it now, `done` hears so, and it is tried again for as long as
-    /// the process lives.
+    /// Writes what must not be lost: if the disk does not take it now, it is tried again for as long as the process lives, and
+    /// `done` hears of it when it is there.
     pub fn write_surely(
         &self,
         work: impl FnMut(&Connection) -> rusqlite::Result<()> + Send + 'static,
         done: impl FnOnce(Result<(), Fault>) + Send + 'static,
     ) {
-        self.send(Write { work: Box::new(work), done: Some(Box::new(done)), keep: true });
+        self.send(Write { work: Box::new(work), done: Box::new(done), keep: true });
     }
 
     fn send(&self, write: Write) {
@@ -266,10 +266,8 @@ impl Shared {
 }
 
 impl Write {
-    fn tell(mut self, result: Result<(), Fault>) {
-        if let Some(done) = self.done.take() {
-            done(result);
-        }
+    fn tell(self, result: Result<(), Fault>) {
+        (self.done)(result);
     }
 }
 
@@ -297,21 +295,20 @@ impl Writer {
             if results.iter().any(is_full) && fs::remove_file(&self.reserve).is_ok() {
                 results = self.commit_failed(&mut batch, results);
             }
-            let failed = results.iter().any(|result| result.as_ref().is_err_and(is_passing));
-            if self.failing.swap(failed, Ordering::Relaxed) && !failed {
-                tracing::info!("the journal can be written again");
-                self.keep_reserve();
-            }
-            for (mut write, result) in batch.into_iter().zip(results) {
-                let again = write.keep && result.as_ref().is_err_and(is_passing);
-                if let Some(done) = write.done.take() {
-                    if let Err(error) = &result {
-                        tracing::error!(%error, "the journal cannot be written");
-                    }
-                    done(result.map_err(|error| fault(&error)));
+            let trouble = results.iter().find_map(|result| result.as_ref().err().filter(|error| is_passing(error)));
+            match (self.failing.swap(trouble.is_some(), Ordering::Relaxed), trouble) {
+                (false, Some(error)) => tracing::error!(%error, "the journal cannot be written"),
+                (true, None) => {
+                    tracing::info!("the journal can be written again");
+                    self.keep_reserve();
                 }
-                if again {
+                _ => {}
+            }
+            for (write, result) in batch.into_iter().zip(results) {
+                if write.keep && result.as_ref().is_err_and(is_passing) {
                     kept.push(write);
+                } else {
+                    write.tell(result.map_err(|error| fault(&error)));
                 }
             }
             if last {

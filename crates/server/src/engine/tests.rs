@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use flux::{image_file, model::ModelSpec};
+use flux::{LoadOptions, image_file, model::ModelSpec, safety::SafetyConfig};
 
 use super::*;
 use crate::{
@@ -17,7 +17,8 @@ use crate::{
 struct Bench {
     jobs: Jobs,
     blobs: Blobs,
-    _folder: tempfile::TempDir,
+    shelf: Shelf,
+    folder: tempfile::TempDir,
 }
 
 fn pocket(name: &str) -> Served {
@@ -32,7 +33,7 @@ async fn bench(stock: Stock) -> Bench {
     let shelf = Shelf::new(stock);
     let (on_shelf, in_store) = (shelf.clone(), blobs.clone());
     worker::spawn(jobs.clone(), move || Studio::new(on_shelf, in_store, MetadataLevel::Full)).unwrap();
-    Bench { jobs, blobs, _folder: folder }
+    Bench { jobs, blobs, shelf, folder }
 }
 
 fn ask(prompt: &str) -> Ask {
@@ -98,6 +99,35 @@ async fn sizes_and_formats_are_exact() {
 }
 
 #[tokio::test]
+async fn pictures_from_pictures() {
+    let bench = bench(one_model()).await;
+    let size = OutputSize::Exact { width: 160, height: 96 };
+    let drawn = bench.files(Ask { size, steps: 20, ..ask("a red fox on a yellow background") }).await.remove(0);
+    let given = vec![bench.upload(&drawn).await];
+    let follow = OutputSize::Follow { most: 1440, multiple: 16 };
+    let mode = Mode::Image { strength: 0.3 };
+    let changed = Ask { size: follow, given, mode, ..ask("a red fox on a yellow background") };
+    let file = bench.files(Ask { steps: 20, ..changed.clone() }).await.remove(0);
+    let (before, after) = (image_file::decode(&drawn).unwrap().picture, image_file::decode(&file).unwrap().picture);
+    assert_eq!((after.width(), after.height()), (160, 96));
+    let apart = before.as_ref().iter().zip(after.as_ref()).map(|(a, b)| f64::from(a.abs_diff(*b))).sum::<f64>();
+    let apart = apart / before.as_ref().len() as f64;
+    assert!((0.5..25.0).contains(&apart), "it is like the one that it began from, and not the same: {apart}");
+
+    // The model in the box has no Redux.
+    let view = bench.end(Ask { mode: Mode::Redux, prompt: String::new(), ..changed.clone() }).await;
+    assert_eq!(view.state, State::Succeeded, "{:?}", view.fault());
+    assert!(view.logs.iter().any(|line| line.message.contains("no Redux")), "{:?}", view.logs);
+
+    let broken = vec![bench.upload(b"\x89PNG nothing").await];
+    let view = bench.end(Ask { given: broken, ..changed.clone() }).await;
+    assert!(matches!(view.fault(), Some(Fault::Picture { kind: PictureFault::Decode, .. })), "{:?}", view.fault());
+    let gone = vec![Source::Blob(BlobId("0123456789abcdef0123456789abcdef".into()))];
+    let view = bench.end(Ask { given: gone, ..changed }).await;
+    assert!(matches!(view.fault(), Some(Fault::Picture { kind: PictureFault::Download, .. })), "{:?}", view.fault());
+}
+
+#[tokio::test]
 async fn only_the_masked_part_is_painted() {
     let bench = bench(one_model()).await;
     let size = OutputSize::Exact { width: 96, height: 96 };
@@ -157,6 +187,35 @@ async fn progress_previews_and_cancelling() {
 }
 
 #[tokio::test]
+async fn models_come_and_go() {
+    let keep_alive = Some(Duration::ZERO);
+    let bench = bench(Stock { models: vec![pocket("pocket"), pocket("other")], keep_alive, ..Stock::default() }).await;
+    for model in ["pocket", "other", "pocket"] {
+        bench.files(Ask { model: model.into(), ..ask("a fox") }).await;
+    }
+    let loaded = || bench.shelf.models().iter().filter(|model| model.loaded).count();
+    for _ in 0..500 {
+        if loaded() == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(loaded(), 0, "nobody uses them");
+    assert!(bench.shelf.models().iter().all(|model| model.last_used.is_some() && model.bytes == 0));
+    bench.shelf.replace(Stock { models: vec![pocket("other")], ..Stock::default() });
+    let view = bench.end(ask("a fox")).await;
+    assert_eq!(view.fault(), Some(&Fault::UnknownModel("pocket".into())));
+    bench.files(Ask { model: "other".into(), ..ask("a fox") }).await;
+    let broken =
+        ModelSpec { model: Some(bench.folder.path().join("nothing").display().to_string()), ..ModelSpec::default() };
+    let broken = Served { name: "broken".into(), aliases: Vec::new(), spec: broken };
+    bench.shelf.replace(Stock { models: vec![broken], ..Stock::default() });
+    let view = bench.end(Ask { model: "broken".into(), ..ask("a fox") }).await;
+    let told = view.fault().unwrap().to_string();
+    assert!(!told.contains(&*bench.folder.path().to_string_lossy()), "a path of the server's: {told}");
+}
+
+#[tokio::test]
 async fn loras_are_swapped_and_a_wrong_one_harms_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let bench = bench(Stock { loras: Some(folder.path().to_owned()), ..one_model() }).await;
@@ -176,6 +235,31 @@ async fn loras_are_swapped_and_a_wrong_one_harms_nobody() {
     );
     assert_eq!(bench.files(with("ink", 1.0)).await, inked);
     assert_eq!(bench.files(ask("a red fox")).await, plain, "as if there had been none");
+}
+
+#[tokio::test]
+async fn what_is_flagged_is_left_out_or_black() {
+    // Every picture is above such a threshold.
+    let gates = SafetyConfig { threshold: 1e-9, ..SafetyConfig::default() };
+    let options = LoadOptions { safety: Some(Safety::new(&gates).unwrap()), ..LoadOptions::default() };
+    let bench = bench(Stock { options, safety_optional: true, ..one_model() }).await;
+    let view = bench.end(Ask { pictures: 2, ..ask("a red fox") }).await;
+    assert!(matches!(view.fault(), Some(Fault::Flagged { stage: Stage::Picture, .. })), "{:?}", view.fault());
+    assert_eq!(bench.blobs.used().0, 0, "nothing of it is in the store");
+    let view = bench
+        .end(Ask {
+            on_flagged: OnFlagged::Black,
+            previews: Previews { count: 2, full_size: false },
+            ..ask("a red fox")
+        })
+        .await;
+    assert!(view.made()[0].flagged && view.previews.is_empty());
+    let (_, file) = bench.blobs.get(&view.made()[0].blob).await.unwrap();
+    assert!(image_file::decode(&file).unwrap().picture.as_ref().iter().all(|&byte| byte == 0));
+    let unseen = bench.files(Ask { safety: false, ..ask("a red fox") }).await;
+    assert!(!image_file::decode(&unseen[0]).unwrap().picture.is_flat());
+    let view = bench.end(Ask { safety: false, ..ask("hardcore porn") }).await;
+    assert!(matches!(view.fault(), Some(Fault::Flagged { stage: Stage::Prompt, .. })), "{:?}", view.fault());
 }
 
 fn pixels(files: &[Vec<u8>]) -> Vec<Vec<u8>> {

@@ -234,7 +234,7 @@ impl Shared {
             move |result| {
                 let (id, outcome, ask) = ended;
                 if result.is_err() {
-                    tracing::error!(job = %id, "the end of a job is not on the disk yet; it is being tried again");
+                    tracing::error!(job = %id, "the end of a job cannot be recorded: after a restart it is made again");
                 }
                 shared.ended(&id, outcome, ask, at);
             },

@@ -302,3 +302,68 @@ async fn old_jobs_are_forgotten() {
     assert!(left.len() == 3 && left.iter().all(|view| view.id != ids[0]));
     assert_eq!(pruned(now() + 1, 3).await.unwrap(), 3);
 }
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_survived() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
+    let running = jobs.submit(NewJob { ask: Ok(Ask { steps: 20, ..ask("long") }), ..job("long") }).await.unwrap();
+    let waiting = jobs.submit(job("waiting")).await.unwrap();
+    until("it runs", async || jobs.view(&running.id).await.unwrap().state == State::Running).await;
+    let journal = jobs.0.journal.clone();
+    let most = |pages: u32| {
+        let sql = format!("PRAGMA max_page_count = {pages}");
+        journal.write(move |connection| connection.execute_batch(&sql))
+    };
+    most(1).await.unwrap(); // as many as there are now: SQLite says that the disk is full
+    // New ones are refused with a sentence, until there is no room at all.
+    let large = || NewJob { raw: json!({"padding": "x".repeat(20_000)}), ..job("more") };
+    let mut refused = None;
+    for _ in 0..50 {
+        match jobs.submit(large()).await {
+            Ok(view) => drop(jobs.cancel(&view.id).await),
+            Err(fault) => refused = Some(fault),
+        }
+    }
+    assert!(matches!(&refused, Some(Fault::Unavailable(why)) if why.contains("disk is full")), "{refused:?}");
+    // The service goes on: what is known can be asked for, and what ends meanwhile is told when it is on the disk.
+    assert!(jobs.view(&running.id).await.is_some() && jobs.view(&waiting.id).await.is_some());
+    most(1_000_000).await.unwrap();
+    assert_eq!(wait(&jobs, &running.id).await.state, State::Succeeded);
+    assert_eq!(wait(&jobs, &waiting.id).await.state, State::Succeeded);
+    let after = jobs.submit(job("after")).await.unwrap();
+    assert_eq!(wait(&jobs, &after.id).await.state, State::Succeeded);
+    assert!(!journal.is_failing());
+    for id in [&running.id, &waiting.id, &after.id] {
+        let of = id.clone();
+        let record = journal.read(move |connection| records::by_id(connection, &of)).await.unwrap().unwrap();
+        assert_eq!(record.state, State::Succeeded, "every end is on the disk in the end");
+    }
+}
+
+/// Every prefix of the write-ahead log is a state that was promised: what is there reads, and no more is there than was sent.
+#[tokio::test]
+async fn a_journal_cut_anywhere_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    let jobs = idle(folder.path()).await;
+    let mut sizes = Vec::new();
+    let wal = folder.path().join(format!("{}-wal", crate::journal::FILE));
+    for _ in 0..6 {
+        jobs.submit(job("a fox")).await.unwrap();
+        sizes.push(std::fs::metadata(&wal).unwrap().len());
+    }
+    let (main, log) = (std::fs::read(folder.path().join(crate::journal::FILE)).unwrap(), std::fs::read(&wal).unwrap());
+    let last = *sizes.last().unwrap();
+    // Every frame's ends, and cuts in between.
+    let cuts = (0..=last).filter(|at| at % 2003 == 0 || sizes.iter().any(|size| at.abs_diff(*size) <= 1));
+    for cut in cuts {
+        let copy = tempfile::tempdir().unwrap();
+        std::fs::write(copy.path().join(crate::journal::FILE), &main).unwrap();
+        std::fs::write(copy.path().join(format!("{}-wal", crate::journal::FILE)), &log[..cut as usize]).unwrap();
+        let journal = Journal::open(copy.path()).unwrap();
+        let found = journal.read_here(records::unfinished);
+        let promised = sizes.iter().filter(|size| **size <= cut).count();
+        let found = found.unwrap();
+        assert!(found.iter().all(Result::is_ok), "a job is half there");
+        assert_eq!(found.len(), promised, "cut at {cut} of {last}");
+    }
+}
