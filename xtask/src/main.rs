@@ -18,7 +18,8 @@ use std::{
 const HELP: &str = "\
 usage: cargo xtask COMMAND
 
-  test [ARGS]  all tests: units, goldens against the references, the command line, the documentation's examples
+  test [ARGS]  all tests: units, goldens against the references, the command line, the documentation's examples, and
+               (without ARGS) the vendors' clients
   clients [X]  the vendors' own clients against 'darkroom serve'; X: only scripts whose names hold it
   tidy         the house rules: who may import whom, where unsafe may stand, headers, links
   ci           formatting, lints, tidy and all tests; stops at the first failure
@@ -73,7 +74,7 @@ fn test(args: &[&str]) -> bool {
         all.push("--workspace");
     }
     all.extend(args);
-    cargo("tests", &all)
+    cargo("tests", &all) && (!args.is_empty() || clients(""))
 }
 
 /// The vendors' clients against the program as it is built now.
