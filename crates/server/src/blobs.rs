@@ -34,7 +34,7 @@ pub struct BlobId(pub String);
 
 impl BlobId {
     /// A new one.
-    fn random() -> Result<Self, Fault> {
+    pub(crate) fn random() -> Result<Self, Fault> {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).map_err(|_| Fault::Failed("the system gives no random numbers".into()))?;
         Ok(Self(hex(&bits)))
@@ -192,6 +192,30 @@ impl Blobs {
         self.store(bytes, mime, name, keep, owner, Purpose::Upload).await
     }
 
+    /// As [`Blobs::put_upload`], under a name that was told before the file came. What is there under that name stays: an upload
+    /// that is sent again is the same upload.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`]; [`Fault::NotFound`] if the name is somebody else's.
+    pub(crate) async fn put_upload_as(
+        &self,
+        id: BlobId,
+        bytes: Bytes,
+        mime: &str,
+        name: &str,
+        keep: Duration,
+        owner: &Owner,
+    ) -> Result<Arc<Blob>, Fault> {
+        if let Some(there) = self.meta(&id) {
+            return if there.owner == *owner && there.purpose == Purpose::Upload {
+                Ok(there)
+            } else {
+                Err(not_found())
+            };
+        }
+        self.store_as(id, bytes, mime, name, keep, owner, Purpose::Upload).await
+    }
+
     /// Keeps what no URL leads to: pictures fetched for a job that waits, pictures that are held back.
     ///
     /// # Errors
@@ -216,10 +240,24 @@ impl Blobs {
         owner: &Owner,
         purpose: Purpose,
     ) -> Result<Arc<Blob>, Fault> {
+        self.store_as(BlobId::random()?, bytes, mime, name, keep, owner, purpose).await
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what is known of a blob, each of it another thing")]
+    async fn store_as(
+        &self,
+        id: BlobId,
+        bytes: Bytes,
+        mime: &str,
+        name: &str,
+        keep: Duration,
+        owner: &Owner,
+        purpose: Purpose,
+    ) -> Result<Arc<Blob>, Fault> {
         let created = now();
         let keep = Millis::try_from(keep.as_millis()).unwrap_or(Millis::MAX);
         let blob = Blob {
-            id: BlobId::random()?,
+            id,
             name: file_name(name),
             mime: media_type(&bytes, mime, purpose),
             bytes: bytes.len() as u64,
@@ -509,7 +547,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 }
 
 /// Only what means nothing in a path, a header or a shell.
-fn file_name(asked: &str) -> String {
+pub(crate) fn file_name(asked: &str) -> String {
     let last = asked.rsplit(['/', '\\']).next().unwrap_or("");
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '_' };
     let name: String = last.trim_start_matches('.').chars().take(100).map(safe).collect();

@@ -390,6 +390,11 @@ impl Jobs {
         self.0.chatter.subscribe()
     }
 
+    /// Where somebody wants to be told about a job that has not ended.
+    pub fn webhook_url(&self, id: &JobId) -> Option<String> {
+        self.0.lock().jobs.get(id)?.webhook.as_ref().map(|webhook| webhook.url.clone())
+    }
+
     /// Whether it is over: nothing is accepted any more.
     pub fn is_closed(&self) -> bool {
         self.0.lock().closed

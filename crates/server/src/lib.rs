@@ -36,4 +36,5 @@ pub mod start;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;
+pub mod webhook;
 pub mod worker;

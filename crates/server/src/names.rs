@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 pub const GATEWAY: &str = "flux.1-krea-dev";
 
 /// What else FLUX.1 Krea \[dev\] is called.
-const KREA: [&str; 8] = [
+const KREA: [&str; 9] = [
     GATEWAY,
     "flux-krea-dev",
     "flux.1-krea",
@@ -15,6 +15,7 @@ const KREA: [&str; 8] = [
     "black-forest-labs/flux.1-krea-dev",
     "black-forest-labs/flux-krea-dev",
     "fal-ai/flux/krea",
+    "fal-ai/flux-1/krea",
 ];
 
 /// Beginnings of names that front ends have built in.

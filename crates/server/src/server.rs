@@ -13,8 +13,20 @@ use axum::{
 use serde_json::json;
 
 use crate::{
-    auth::Auth, blobs::Blobs, config::Config, dialect::Answer, error::Fault, files, http, jobs::Jobs, journal::Journal,
-    metrics::Metrics, names, openapi, shelf::Shelf,
+    auth::Auth,
+    blobs::Blobs,
+    config::Config,
+    dialect::Answer,
+    error::Fault,
+    fetch::Fetcher,
+    files,
+    http::{self, fal::storage::Uploads},
+    jobs::Jobs,
+    journal::Journal,
+    metrics::Metrics,
+    names, openapi,
+    shelf::Shelf,
+    webhook::Signing,
 };
 
 /// What handlers share. Cheap to clone.
@@ -33,6 +45,12 @@ pub struct Parts {
     pub journal: Journal,
     /// The queue.
     pub jobs: Jobs,
+    /// What it asks of others.
+    pub fetcher: Fetcher,
+    /// Keys that webhooks are signed with.
+    pub signing: Signing,
+    /// Files on their way in.
+    pub uploads: Uploads,
     /// Models.
     pub shelf: Shelf,
     /// Numbers for Prometheus.
@@ -83,6 +101,8 @@ impl Server {
     pub fn app(&self) -> Router {
         Router::new()
             .merge(http::openai::router())
+            .merge(http::fal::router())
+            .merge(http::replicate::router())
             .merge(http::sdapi::router())
             .merge(http::native::router())
             .merge(files::router())

@@ -23,7 +23,7 @@ use crate::{
     error::Fault,
     fetch::Fetcher,
     guard::Guard,
-    http,
+    http::{self, fal::storage::Uploads},
     job::Owner,
     jobs::{Jobs, Prepare, Settings, now},
     journal::{Journal, OpenError},
@@ -32,6 +32,7 @@ use crate::{
     queue::Limits,
     server::{Parts, Server},
     shelf::{Served, Shelf, Stock},
+    webhook::{self, Signing},
     worker,
 };
 
@@ -128,24 +129,30 @@ impl Running {
             keep: config.jobs.keep,
             most: config.jobs.count,
         };
-        let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher)), settings).await?;
+        let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher.clone())), settings).await?;
         if stock.options.safety.as_ref().is_none_or(Safety::is_off) {
             tracing::warn!(
                 "the safety policy is off: the models' licence asks whoever deploys them for a filter or a review"
             );
         }
         let shelf = Shelf::new(stock);
+        let signing = Signing::open(&journal).await?;
         let server = Server::new(Parts {
             config: config.clone(),
             auth: auth.clone(),
             blobs: blobs.clone(),
             journal,
             jobs: jobs.clone(),
+            fetcher,
+            signing,
+            uploads: Uploads::default(),
             shelf: shelf.clone(),
             metrics: metrics.clone(),
             started: now() / 1000,
         });
         let _ = looked_up.set(server.clone()); // the only place where it is set
+        let base = config.public_url.clone().or_else(|| listeners.urls().into_iter().next()).unwrap_or_default();
+        tokio::spawn(webhook::deliver(server.clone(), base.trim_end_matches('/').to_owned()));
         let studio = (shelf, blobs.clone(), config.metadata);
         let worker = worker::spawn(jobs, move || Studio::new(studio.0, studio.1, studio.2))?;
         tokio::spawn(blobs.keep_sweeping(SWEEP));

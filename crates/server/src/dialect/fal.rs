@@ -88,6 +88,10 @@ pub const PRESETS: [(&str, u32, u32); 6] = [
     ("landscape_16_9", 1024, 576),
 ];
 
+/// fal's own host names, as its clients have them built in.
+pub const HOSTS: [&str; 7] =
+    ["fal.run", "queue.fal.run", "falrun.com", "queue.falrun.com", "rest.fal.ai", "rest.alpha.fal.ai", "v3.fal.media"];
+
 /// Which of a model's apps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {

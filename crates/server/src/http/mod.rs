@@ -1,15 +1,18 @@
 //! HTTP around the dialects: bodies in, answers out. What all of them need is here.
 
+pub mod fal;
 pub mod form;
 pub mod native;
 pub mod openai;
 pub mod patience;
+pub mod replicate;
 pub mod sdapi;
 
 use std::time::Duration;
 
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
+    extract::rejection::BytesRejection,
     http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header},
     response::sse::{Event, KeepAlive, Sse},
 };
@@ -71,6 +74,22 @@ pub fn object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
         // The error tells line and column, and nothing of the content.
         Err(error) => Err(wrong(format!("is not JSON: {error}"))),
     }
+}
+
+/// A body as it came, for dialects that word what is wrong with it themselves.
+///
+/// # Errors
+/// [`Fault::TooLarge`]; [`Fault::Invalid`] about `body` if it broke off.
+pub fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Fault> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Fault::TooLarge("the body is larger than this server takes".into()),
+        _ => Fault::invalid("body", Rule::Body, "did not come to its end"),
+    })
+}
+
+/// The first value of a name in a query.
+pub fn wish<'a>(query: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    query.iter().find(|(this, _)| this == name).map(|(_, value)| value.as_str())
 }
 
 /// A header's text, if there is one that is text.

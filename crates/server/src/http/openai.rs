@@ -24,7 +24,6 @@ use crate::{
     dialect::{
         Answer,
         openai::{self, Common, Deliver, Files, Route, Shown},
-        replicate,
     },
     error::Fault,
     guard::PublicUrl,
@@ -279,7 +278,7 @@ fn failed(fault: &Fault) -> (String, Value) {
 async fn models(State(server): State<Server>, Extension(base): Extension<PublicUrl>) -> Response<Body> {
     let names = server.model_names();
     let data: Vec<Value> = names.iter().map(|name| openai::model(name, server.started)).collect();
-    let results: Vec<Value> = vec![replicate::model(replicate::MODEL, &base.0)];
+    let results = super::replicate::models(&server, &base.0);
     good(json!({"object": "list", "data": data, "results": results, "next": null, "previous": null}))
 }
 

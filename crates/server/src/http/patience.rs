@@ -24,7 +24,15 @@ pub async fn patient<F>(answer: F) -> Response<Body>
 where
     F: Future<Output = Answer> + Send + 'static,
 {
-    within(QUIET, PAUSE, answer).await
+    patient_for(QUIET, answer).await
+}
+
+/// The same with another time for which nothing is said; headers of an answer that comes after it are lost.
+pub async fn patient_for<F>(quiet: Duration, answer: F) -> Response<Body>
+where
+    F: Future<Output = Answer> + Send + 'static,
+{
+    within(quiet, PAUSE, answer).await
 }
 
 async fn within<F>(quiet: Duration, pause: Duration, answer: F) -> Response<Body>

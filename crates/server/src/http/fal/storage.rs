@@ -1,0 +1,319 @@
+//! fal's files: uploads in one piece and in parts, tokens for them and for web sockets, the public key of webhooks.
+//!
+//! An upload's URL and the file's own are told before the file comes, so the file's name is reserved first. Upload URLs carry a
+//! token of [`crate::auth`]; parts wait as blobs that no URL leads to until the last one is there.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes},
+    extract::{Path, State, rejection::BytesRejection},
+    http::{HeaderMap, HeaderName, HeaderValue, Response},
+    routing::{get, post, put},
+};
+use bytes::BytesMut;
+use serde_json::{Map, Value, json};
+
+use super::{Asked, refused};
+use crate::{
+    auth::{Caller, Use},
+    blobs::{BlobId, file_name, now},
+    dialect::{Answer, instant_with_offset},
+    error::{Fault, Rule},
+    guard::PublicUrl,
+    http::{object, respond, text, whole},
+    server::Server,
+};
+
+/// How long an upload may take from its first word to its last part.
+const LASTS: Duration = Duration::from_hours(1);
+
+/// The longest life of a token for web sockets.
+const LONGEST_TOKEN: u64 = 24 * 3600;
+
+/// Most parts of an upload.
+const MOST_PARTS: u32 = 1000;
+
+/// Most uploads in parts at the same time.
+const MOST_UPLOADS: usize = 100;
+
+/// Uploads in parts that are not finished.
+#[derive(Clone, Debug, Default)]
+pub struct Uploads(Arc<Mutex<HashMap<BlobId, Parts>>>);
+
+#[derive(Debug, Default)]
+struct Parts {
+    until: i64,
+    bytes: u64,
+    kept: BTreeMap<u32, (BlobId, u64)>,
+}
+
+impl Uploads {
+    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, Parts>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a part; gives back the one that it replaces.
+    fn add(&self, id: &BlobId, number: u32, part: (BlobId, u64), most: u64) -> Result<Option<BlobId>, Fault> {
+        let mut all = self.lock();
+        let now = now();
+        all.retain(|_, parts| parts.until > now);
+        if all.len() >= MOST_UPLOADS && !all.contains_key(id) {
+            return Err(Fault::Full { retry_after: 30, message: "too many uploads are under way".into() });
+        }
+        let parts = all.entry(id.clone()).or_default();
+        parts.until = now + i64::try_from(LASTS.as_millis()).unwrap_or(i64::MAX);
+        let size = part.1;
+        let before = parts.kept.insert(number, part);
+        parts.bytes = (parts.bytes + size).saturating_sub(before.as_ref().map_or(0, |(_, size)| *size));
+        if parts.bytes > most {
+            return Err(Fault::TooLarge(format!("the file is larger than this server takes: {most} bytes")));
+        }
+        Ok(before.map(|(id, _)| id))
+    }
+
+    fn take(&self, id: &BlobId) -> Option<Parts> {
+        self.lock().remove(id)
+    }
+}
+
+/// The routes.
+pub(super) fn router() -> Router<Server> {
+    Router::new()
+        .route("/fal/rest/storage/upload/initiate", post(initiate))
+        .route("/fal/rest/storage/upload/initiate-multipart", post(initiate))
+        .route("/fal/rest/storage/auth/token", post(upload_token))
+        .route("/fal/rest/tokens", post(realtime_token))
+        .route("/fal/rest/tokens/", post(realtime_token))
+        .route("/fal/rest/.well-known/jwks.json", get(jwks))
+        .route("/fal/cdn/files/upload", post(upload))
+        .route("/fal/cdn/files/upload/multipart", post(begin))
+        .route("/fal/cdn/put/{token}/{id}/{name}", put(put_whole))
+        .route("/fal/cdn/put/{token}/{id}/{name}/complete", post(complete))
+        .route("/fal/cdn/put/{token}/{id}/{name}/{part}", put(put_part))
+        .route("/files/{id}/{name}/multipart/{token}/complete", post(complete_at))
+        .route("/files/{id}/{name}/multipart/{token}/{part}", put(put_part_at))
+}
+
+fn answered(body: Result<Value, Fault>) -> Response<Body> {
+    body.map_or_else(|fault| refused(&fault), |body| respond(&Answer::new(200, body)))
+}
+
+/// A body that may be missing.
+fn optional(body: &[u8]) -> Result<Map<String, Value>, Fault> {
+    if body.is_empty() { Ok(Map::new()) } else { object(body) }
+}
+
+/// What a file is called in its URL.
+fn called(name: Option<&str>) -> String {
+    file_name(name.filter(|name| !name.is_empty()).unwrap_or("upload.bin"))
+}
+
+/// fal's own names for hosts are kept apart; here everything is one.
+fn root(base: &PublicUrl) -> &str {
+    &base.0
+}
+
+async fn initiate(
+    State(server): State<Server>,
+    (Extension(caller), Extension(base)): Asked,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    answered(whole(body).and_then(|body| optional(&body)).and_then(|body| {
+        let name = called(body.get("file_name").and_then(Value::as_str));
+        let id = BlobId::random()?;
+        let token = server.auth.mint(&caller, Use::Upload, LASTS);
+        let base = root(&base);
+        Ok(json!({"upload_url": format!("{base}/fal/cdn/put/{token}/{id}/{name}"), "file_url": format!("{base}/files/{id}/{name}")}))
+    }))
+}
+
+async fn upload_token(State(server): State<Server>, (Extension(caller), Extension(base)): Asked) -> Response<Body> {
+    let token = server.auth.mint(&caller, Use::Upload, LASTS);
+    let until = now() + i64::try_from(LASTS.as_millis()).unwrap_or(0);
+    answered(Ok(json!({"token": token, "token_type": "Bearer", "base_url": format!("{}/fal/cdn", root(&base)),
+                       "expires_at": instant_with_offset(until)})))
+}
+
+async fn realtime_token(
+    State(server): State<Server>,
+    Extension(caller): Extension<Caller>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    answered(whole(body).and_then(|body| optional(&body)).map(|body| {
+        let seconds = body.get("token_expiration").and_then(Value::as_u64).unwrap_or(120).clamp(1, LONGEST_TOKEN);
+        server.auth.mint(&caller, Use::Realtime, Duration::from_secs(seconds)).into()
+    }))
+}
+
+async fn jwks(State(server): State<Server>) -> Response<Body> {
+    answered(Ok(server.signing.jwks()))
+}
+
+fn mime(headers: &HeaderMap) -> String {
+    text(headers, "content-type").unwrap_or("application/octet-stream").to_owned()
+}
+
+/// How long an upload is kept: as asked, and at most as long as the operator keeps uploads.
+fn keep(server: &Server, headers: &HeaderMap) -> Duration {
+    let wish = text(headers, "x-fal-object-lifecycle").and_then(|wish| serde_json::from_str::<Value>(wish).ok());
+    let seconds = wish.and_then(|wish| wish["expiration_duration_seconds"].as_u64());
+    let most = server.config.store.uploads;
+    seconds.map_or(most, |seconds| Duration::from_secs(seconds.max(60)).min(most))
+}
+
+/// A file in one piece.
+async fn upload(
+    State(server): State<Server>,
+    (Extension(caller), Extension(base)): Asked,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    let name = called(text(&headers, "x-fal-file-name"));
+    let kept = async {
+        let keep = keep(&server, &headers);
+        server.blobs.put_upload(whole(body)?, &mime(&headers), &name, keep, &caller.owner).await
+    };
+    answered(kept.await.map(|blob| json!({"access_url": server.blobs.url(&blob.id, root(&base))})))
+}
+
+/// A file in parts, as Python's client begins it: parts go to the file's own URL.
+async fn begin(
+    State(server): State<Server>,
+    (Extension(caller), Extension(base)): Asked,
+    headers: HeaderMap,
+) -> Response<Body> {
+    let name = called(text(&headers, "x-fal-file-name"));
+    let token = server.auth.mint(&caller, Use::Upload, LASTS);
+    answered(
+        BlobId::random()
+            .map(|id| json!({"access_url": format!("{}/files/{id}/{name}", root(&base)), "uploadId": token})),
+    )
+}
+
+/// Whose upload a token in a URL is, and which file it names.
+fn uploader(server: &Server, token: &str, id: &str) -> Result<(Caller, BlobId), Fault> {
+    let caller = server.auth.redeem(token, Use::Upload).ok_or(Fault::Unauthenticated)?;
+    Ok((caller, id.parse()?))
+}
+
+async fn put_whole(
+    State(server): State<Server>,
+    Path((token, id, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    let kept = async {
+        let (caller, id) = uploader(&server, &token, &id)?;
+        let keep = keep(&server, &headers);
+        server.blobs.put_upload_as(id, whole(body)?, &mime(&headers), &name, keep, &caller.owner).await
+    };
+    answered(kept.await.map(|_| json!({})))
+}
+
+type Part = (String, String, String, String);
+
+async fn put_part(
+    State(server): State<Server>,
+    Path((token, id, _, part)): Path<Part>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    keep_part(&server, &token, &id, &part, body).await
+}
+
+async fn put_part_at(
+    State(server): State<Server>,
+    Path((id, _, token, part)): Path<Part>,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    keep_part(&server, &token, &id, &part, body).await
+}
+
+/// JavaScript's client reads the part's name in the body, Python's in a header.
+async fn keep_part(
+    server: &Server,
+    token: &str,
+    id: &str,
+    part: &str,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    let kept = async {
+        let (caller, id) = uploader(server, token, id)?;
+        let number = part.parse().ok().filter(|number| (1..=MOST_PARTS).contains(number));
+        let number = number
+            .ok_or_else(|| Fault::invalid("part", Rule::Other, format!("has to be a number from 1 to {MOST_PARTS}")))?;
+        let body = whole(body)?;
+        let size = body.len() as u64;
+        let blob = server.blobs.put_internal(body, "application/octet-stream", "part", LASTS, &caller.owner).await?;
+        match server.uploads.add(&id, number, (blob.id.clone(), size), server.config.limits.upload.0) {
+            Ok(None) => {}
+            Ok(Some(before)) => server.blobs.delete(&before).await?,
+            Err(fault) => {
+                drop_parts(server, &id).await;
+                return Err(fault);
+            }
+        }
+        Ok((number, blob.sha256.clone()))
+    };
+    match kept.await {
+        Ok((number, etag)) => {
+            let mut response = respond(&Answer::new(200, json!({"partNumber": number, "etag": etag})));
+            if let Ok(etag) = HeaderValue::from_str(&format!("\"{etag}\"")) {
+                response.headers_mut().insert(HeaderName::from_static("etag"), etag);
+            }
+            response
+        }
+        Err(fault) => refused(&fault),
+    }
+}
+
+async fn drop_parts(server: &Server, id: &BlobId) {
+    for (part, _) in server.uploads.take(id).unwrap_or_default().kept.into_values() {
+        // What cannot be deleted goes with its time.
+        let _ = server.blobs.delete(&part).await;
+    }
+}
+
+async fn complete(
+    State(server): State<Server>,
+    Path((token, id, name)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    put_together(&server, &token, &id, &name, &headers).await
+}
+
+async fn complete_at(
+    State(server): State<Server>,
+    Path((id, name, token)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response<Body> {
+    put_together(&server, &token, &id, &name, &headers).await
+}
+
+async fn put_together(server: &Server, token: &str, id: &str, name: &str, headers: &HeaderMap) -> Response<Body> {
+    let kept = async {
+        let (caller, id) = uploader(server, token, id)?;
+        if server.blobs.meta(&id).is_some() {
+            return Ok(()); // said twice
+        }
+        let Some(parts) = server.uploads.take(&id) else { return Err(Fault::NotFound("the upload".into())) };
+        let mut whole = BytesMut::with_capacity(usize::try_from(parts.bytes).unwrap_or(0));
+        for (part, _) in parts.kept.values() {
+            whole.extend_from_slice(&server.blobs.get(part).await?.1);
+        }
+        let keep = keep(server, headers);
+        // The type that was told at the beginning is forgotten; what the bytes begin like decides.
+        let mime = "application/octet-stream";
+        server.blobs.put_upload_as(id, whole.freeze(), mime, name, keep, &caller.owner).await?;
+        for (part, _) in parts.kept.into_values() {
+            let _ = server.blobs.delete(&part).await;
+        }
+        Ok(())
+    };
+    answered(kept.await.map(|()| json!({})))
+}
