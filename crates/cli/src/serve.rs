@@ -16,7 +16,7 @@ use crate::{Usage, compute_args::parse_precision, model_args::search_paths};
 /// Flags go before the environment (`DARKROOM_LISTEN` …), that goes before the file.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
-    /// Where to listen for plain HTTP; beyond this machine only with keys [default: 127.0.0.1:7860]
+    /// Where to listen for plain HTTP; beyond this machine only with keys [default: 127.0.0.1:8000]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
     /// A model to serve: as for `generate -m`; repeat it for several. Without it the model in the box, under the vendors' names

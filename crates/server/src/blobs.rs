@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::{
+    config::{Config, Wrong},
     error::Fault,
     job::{Millis, Owner},
 };
@@ -118,6 +119,27 @@ const SAFE_FOR: Millis = 60 * 60 * 1000;
 pub enum Place {
     /// A folder of this machine.
     Folder(PathBuf),
+    /// A bucket.
+    #[cfg(feature = "s3")]
+    S3(crate::config::S3),
+}
+
+impl Place {
+    /// Where the configuration says: the bucket, or `files` in the data folder.
+    ///
+    /// # Errors
+    /// A sentence for the operator, if this program was built without what it needs.
+    pub fn configured(config: &Config) -> Result<Self, Wrong> {
+        if config.s3.bucket.is_none() {
+            return Ok(Self::Folder(config.data_dir.join("files")));
+        }
+        #[cfg(feature = "s3")]
+        return Ok(Self::S3(config.s3.clone()));
+        #[cfg(not(feature = "s3"))]
+        Err(Wrong::Conflict(
+            "s3.bucket: this program was built without S3; hint: cargo build --release --features s3".into(),
+        ))
+    }
 }
 
 /// The store. Cheap to clone.
@@ -156,6 +178,8 @@ impl Blobs {
                 let opened = tokio::task::spawn_blocking(move || open_folder(&folder)).await;
                 Arc::new(opened.map_err(|_| Fault::Unavailable("the folder for pictures could not be opened".into()))??)
             }
+            #[cfg(feature = "s3")]
+            Place::S3(s3) => bucket(s3)?,
         };
         let blobs = Self(Arc::new(Inner { store, index: Mutex::default(), quota }));
         blobs.read_index().await?;
@@ -517,6 +541,35 @@ fn open_folder(folder: &FilePath) -> Result<LocalFileSystem, Fault> {
     }
     let store = LocalFileSystem::new_with_prefix(folder).map_err(|error| fault(&error))?;
     Ok(store.with_fsync(true))
+}
+
+/// A bucket of Amazon's or of another service that speaks the same.
+#[cfg(feature = "s3")]
+fn bucket(s3: &crate::config::S3) -> Result<Arc<dyn ObjectStore>, Fault> {
+    use object_store::{aws::AmazonS3Builder, prefix::PrefixStore};
+    // Of the process; another module may have been first, with the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = AmazonS3Builder::new().with_bucket_name(s3.bucket.clone().unwrap_or_default());
+    if let Some(region) = &s3.region {
+        builder = builder.with_region(region);
+    }
+    if let Some(id) = &s3.access_key_id {
+        builder = builder.with_access_key_id(id);
+    }
+    if let Some(secret) = &s3.secret_access_key {
+        builder = builder.with_secret_access_key(&secret.0);
+    }
+    if let Some(token) = &s3.session_token {
+        builder = builder.with_token(&token.0);
+    }
+    if let Some(endpoint) = &s3.endpoint {
+        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
+    }
+    let store = builder.build().map_err(|error| fault(&error))?;
+    Ok(match &s3.prefix {
+        Some(prefix) => Arc::new(PrefixStore::new(store, prefix.as_str())),
+        None => Arc::new(store),
+    })
 }
 
 /// The line of an object, or its place if it is no blob.

@@ -143,7 +143,7 @@ pub struct Store {
 }
 
 /// An S3 bucket for pictures.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct S3 {
     /// Its name; without it the folder is used.
     pub bucket: Option<String>,

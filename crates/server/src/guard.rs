@@ -22,19 +22,19 @@ use axum::{
     response::Response,
 };
 use futures_util::FutureExt;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError};
 use serde_json::json;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
 use tracing::Instrument;
 
 pub use self::route::{dialect, reroute};
 use self::{body::Bounded, origin::Origins};
 use crate::{
-    auth::{Auth, Caller, Scope, Use},
+    auth::{Admitted, Auth, Caller, Scope, Use},
     config::Config,
     dialect::{Answer, fal, native, openai, replicate, sdapi},
-    error::Fault,
+    error::{Fault, Rule},
     http,
     job::Dialect,
     metrics::Metrics,
@@ -115,13 +115,20 @@ impl Guard {
         let origin = request.headers().get(header::ORIGIN).cloned();
 
         let (dialect, answered) = match self.admit(request, &id, tls) {
-            Ok(Passed { request, dialect, held }) => {
+            Ok(Passed { request, dialect, admitted, room, limit }) => {
                 let path = request.uri().path().to_owned();
                 let span = tracing::info_span!("request", id = &*id.0, %method, dialect = dialect.name());
-                let answer = AssertUnwindSafe(inner.oneshot(request)).catch_unwind().instrument(span.clone()).await;
+                let (request, room) = read(request, room, limit).await;
+                let held = (admitted, room);
+                let answer = async { Ok(inner.oneshot(request?).await) };
+                let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone()).await;
                 let answer = match answer {
-                    Ok(Ok(answer)) => answer,
-                    Ok(Err(never)) => match never {},
+                    Ok(Ok(Ok(answer))) => answer,
+                    Ok(Ok(Err(never))) => match never {},
+                    Ok(Err(fault)) => {
+                        self.0.metrics.refused("body");
+                        refusal(dialect, &fault)
+                    }
                     Err(_) => {
                         span.in_scope(|| tracing::error!("a handler panicked"));
                         refusal(dialect, &Fault::Failed("the server failed; its log says more".into()))
@@ -217,14 +224,13 @@ impl Guard {
         let admitted = admitted.transpose().map_err(|fault| refuse(dialect, "limits", &fault))?;
 
         let limit = self.limit(&path).0;
-        let too_large = || Fault::TooLarge(format!("the body is larger than this server takes: {limit} bytes"));
         let length = match request.headers().get(header::CONTENT_LENGTH) {
             Some(length) => length.to_str().ok().and_then(|text| text.parse::<u64>().ok()),
             None if matches!(method, Method::GET | Method::HEAD) => Some(0),
             None => None,
         };
         if length.is_some_and(|length| length > limit) {
-            return Err(refuse(dialect, "size", &too_large()));
+            return Err(refuse(dialect, "size", &too_large(limit)));
         }
         let coming = length.unwrap_or(limit);
         let room = if coming > SMALL {
@@ -249,7 +255,7 @@ impl Guard {
         request.extensions_mut().insert(public);
         let silence = self.0.config.limits.silence;
         let request = request.map(|body| Body::new(Bounded::new(body, limit, silence)));
-        Ok(Passed { request, dialect, held: (admitted, room) })
+        Ok(Passed { request, dialect, admitted, room, limit })
     }
 
     fn knows(&self, host: &str) -> bool {
@@ -310,7 +316,53 @@ impl Guard {
 struct Passed {
     request: Request,
     dialect: Dialect,
-    held: (Option<crate::auth::Admitted>, Option<tokio::sync::OwnedSemaphorePermit>),
+    admitted: Option<Admitted>,
+    room: Option<OwnedSemaphorePermit>,
+    /// Bytes of the body, at most.
+    limit: u64,
+}
+
+/// Reads the body, so that one that is too long, too slow or broken off is refused in the dialect's words, whoever would have read
+/// it. The room that it did not need is free again.
+async fn read(
+    request: Request,
+    room: Option<OwnedSemaphorePermit>,
+    limit: u64,
+) -> (Result<Request, Fault>, Option<OwnedSemaphorePermit>) {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return (Ok(request), room);
+    }
+    let (parts, body) = request.into_parts();
+    match body.collect().await {
+        Ok(body) => {
+            let body = body.to_bytes();
+            let room = room.and_then(|mut room| {
+                let needed = body.len().div_ceil(1024).min(room.num_permits());
+                room.split(needed)
+            });
+            (Ok(Request::from_parts(parts, Body::from(body))), room)
+        }
+        Err(error) => (Err(unread(&*error.into_inner(), limit)), None),
+    }
+}
+
+/// Why a body was not read to its end.
+fn unread(error: &(dyn std::error::Error + 'static), limit: u64) -> Fault {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return too_large(limit);
+        }
+        if error.is::<body::Silent>() {
+            return Fault::invalid("body", Rule::Body, "did not come to its end in time");
+        }
+        cause = error.source();
+    }
+    Fault::invalid("body", Rule::Body, "was broken off")
+}
+
+fn too_large(limit: u64) -> Fault {
+    Fault::TooLarge(format!("the body is larger than this server takes: {limit} bytes"))
 }
 
 struct Refused {

@@ -120,7 +120,7 @@ impl Running {
         let journal = Journal::open(folder)?;
         let auth = Auth::new(&config.api_keys, Some(folder), seal(&journal).await?)?;
         config.may_listen(auth.has_keys())?;
-        let blobs = Blobs::open(&Place::Folder(folder.join("files")), config.store.quota.0).await?;
+        let blobs = Blobs::open(&Place::configured(&config)?, config.store.quota.0).await?;
         let looked_up = Arc::new(OnceLock::new());
         let metrics = Metrics::new(vec![Box::new(Collected(looked_up.clone()))]);
         let fetcher = Fetcher::new(&config, blobs.clone(), metrics.clone())?;

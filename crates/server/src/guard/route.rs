@@ -86,7 +86,7 @@ pub(super) fn is_open(method: &Method, path: &str) -> bool {
     path.starts_with("/files/")
         || path.starts_with("/v1/files/stream-")
         || (path.starts_with("/fal/cdn/put/") && matches!(*method, Method::PUT | Method::POST))
-        || matches!(path, "/" | "/healthz" | "/readyz" | "/openapi.json" | "/fal/rest/.well-known/jwks.json")
+        || matches!(path, "/" | "/docs" | "/healthz" | "/readyz" | "/openapi.json" | "/fal/rest/.well-known/jwks.json")
 }
 
 /// The token that stands in the URL of fal's web sockets and streams, which cannot have headers.
