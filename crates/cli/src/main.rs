@@ -5,11 +5,13 @@
 mod bench;
 mod bundle;
 mod compute_args;
+mod config;
 mod convert;
 mod download;
 mod generate;
 mod image_args;
 mod inspect;
+mod keys;
 mod licences;
 mod lora_args;
 mod model_args;
@@ -81,6 +83,10 @@ enum Command {
     Serve(Box<serve::Args>),
     /// Make a certificate authority for HTTPS on this machine, for clients that insist on it
     DevCa(serve::DevCa),
+    /// Make, list and revoke the server's keys
+    Keys(keys::Args),
+    /// Tell how the server is set up
+    Config(config::Args),
     /// Tell how fast this machine computes
     Bench(Box<bench::Args>),
 }
@@ -101,6 +107,8 @@ fn main() -> ExitCode {
         Command::Licenses(args) => licences::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::DevCa(args) => serve::dev_ca(&args),
+        Command::Keys(args) => keys::run(&args),
+        Command::Config(args) => config::run(&args),
         Command::Bench(args) => bench::run(&args),
     };
     match result {

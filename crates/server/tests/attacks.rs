@@ -1,6 +1,8 @@
 //! Attacks on the sockets: what is no HTTP, what two servers would read in two ways, what never ends. Each is refused, and the
 //! server answers afterwards. (Names, origins, keys and addresses are tested beside their rules: `guard`, `fetch`.)
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
