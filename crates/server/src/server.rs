@@ -13,7 +13,7 @@ use axum::{
 use serde_json::json;
 
 use crate::{
-    auth::Auth,
+    auth::{Auth, Caller},
     blobs::Blobs,
     config::Config,
     dialect::Answer,
@@ -21,6 +21,7 @@ use crate::{
     fetch::Fetcher,
     files,
     http::{self, fal::storage::Uploads},
+    job::{JobView, NewJob},
     jobs::Jobs,
     journal::Journal,
     metrics::Metrics,
@@ -86,6 +87,24 @@ impl Server {
     pub fn model(&self, asked: Option<&str>) -> Result<String, Fault> {
         let found = names::resolve(asked, &self.shelf_names(), &self.config.aliases).map(str::to_owned);
         found.ok_or_else(|| Fault::UnknownModel(asked.unwrap_or("any").to_owned()))
+    }
+
+    /// Hands a job to the queue, if its caller's key may have one more that has not ended.
+    ///
+    /// # Errors
+    /// [`Fault::Full`], or what [`Jobs::submit`] says.
+    pub async fn submit(&self, caller: &Caller, new: NewJob) -> Result<JobView, Fault> {
+        /// Seconds until it is worth another try: a picture's time, roughly.
+        const LATER: u32 = 5;
+
+        let has = self.jobs.unfinished(&caller.owner);
+        match caller.limits.queued {
+            Some(most) if has >= most as usize => {
+                let message = format!("this key may have {most} jobs that have not ended, and has {has}");
+                Err(Fault::Full { retry_after: LATER, message })
+            }
+            _ => self.jobs.submit(new).await,
+        }
     }
 
     /// The names that clients are shown.

@@ -174,7 +174,7 @@ async fn run(
     if let Err(fault) = &new.ask {
         return refused(fault);
     }
-    let job = match server.jobs.submit(new).await {
+    let job = match server.submit(&caller, new).await {
         Ok(job) => job,
         Err(fault) => return refused(&fault),
     };
@@ -298,7 +298,7 @@ async fn submit(
     }
     let app = App { door: Door::Run, ..app };
     let new = NewJob { only_while_held: false, webhook, ..new_job(&app, model, caller, headers, body) };
-    match server.jobs.submit(new).await {
+    match server.submit(caller, new).await {
         Ok(job) => named(respond(&Answer::new(200, fal::submitted(&job, &queue_url(base)))), &job.id),
         Err(fault) => refused(&fault),
     }

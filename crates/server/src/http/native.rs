@@ -16,7 +16,7 @@ use super::{events, good, object, patience::patient, random_seed, respond, text}
 use crate::{
     auth::Caller,
     dialect::{Answer, instant, native},
-    error::Fault,
+    error::{Fault, Rule},
     guard::PublicUrl,
     job::{Dialect, JobId, JobView, Made, NewJob},
     jobs::now,
@@ -53,6 +53,9 @@ async fn submit(
 ) -> Response<Body> {
     let submitted = async {
         let asked = native::ask(&object(&body)?, &|name| server.model(name), random_seed(), now())?;
+        if let Some(Err(why)) = asked.webhook.as_ref().map(|webhook| server.fetcher.may_tell(&webhook.url)) {
+            return Err(Fault::invalid("webhook", Rule::Other, why));
+        }
         let new = NewJob {
             dialect: Dialect::Native,
             owner: caller.owner.clone(),
@@ -67,7 +70,7 @@ async fn submit(
             webhook: asked.webhook,
             secret: None,
         };
-        Ok((server.jobs.submit(new).await?, asked.wait))
+        Ok((server.submit(&caller, new).await?, asked.wait))
     };
     match submitted.await {
         Err(fault) => refused(&fault),

@@ -171,7 +171,7 @@ async fn make(
         webhook: None,
         secret: None,
     };
-    let job = server.jobs.submit(new).await?;
+    let job = server.submit(caller, new).await?;
     let hold = server.jobs.hold(&job.id);
     let base = base.0.clone();
     let server = server.clone();

@@ -167,7 +167,7 @@ async fn create(
         webhook,
         secret: Some(hex(&random::<20>())),
     };
-    let job = server.jobs.submit(new).await?;
+    let job = server.submit(caller, new).await?;
     let Some(wait) = wait else { return Ok(shown(server, &job, base).await) };
     Ok(match ended(server, &job.id, wait).await {
         Some(job) => shown(server, &job, base).await,

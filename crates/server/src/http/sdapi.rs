@@ -71,7 +71,7 @@ async fn make(
             webhook: None,
             secret: None,
         };
-        let job = server.jobs.submit(new).await?;
+        let job = server.submit(&caller, new).await?;
         let hold = server.jobs.hold(&job.id);
         let server = server.clone();
         let answer = async move {

@@ -125,7 +125,7 @@ impl Talk {
             secret: None,
         };
         let jobs = &self.server.jobs;
-        let job = jobs.submit(new).await?;
+        let job = self.server.submit(&self.caller, new).await?;
         let _hold = jobs.hold(&job.id);
         let gone = || Fault::Failed("the job is not known any more".into());
         let job = jobs.wait(&job.id).await.ok_or_else(gone)?;
