@@ -58,6 +58,12 @@ pub(crate) struct Args {
     /// How long a model stays loaded after its last use, as 30m; never: for good
     #[arg(long, value_name = "TIME")]
     keep_alive: Option<String>,
+    /// A name that clients may call this server by, beside localhost and addresses; repeat it for several
+    #[arg(long, value_name = "NAME")]
+    allow_host: Vec<String>,
+    /// An origin whose pages may ask, as https://app.example; repeat it for several
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
     /// Webhooks may go to private addresses: for tests, and for receivers in one's own network
     #[arg(long)]
     allow_private_webhooks: bool,
@@ -95,6 +101,8 @@ impl Args {
             ("threads", text(&self.threads)),
             ("memory_limit", text(&self.memory_limit)),
             ("keep_alive", text(&self.keep_alive)),
+            ("allowed_hosts", list(&self.allow_host)),
+            ("cors_origins", list(&self.cors_origin)),
             ("allow_private_webhooks", flag(self.allow_private_webhooks)),
             ("allow_private_fetches", flag(self.allow_private_fetches)),
         ];

@@ -45,8 +45,7 @@ async fn main() {
     let blobs = Blobs::open(&Place::Folder(folder.path().join("blobs")), 1 << 30).await.unwrap();
     let limits = Limits { jobs: 100_000, jobs_of_owner: 100_000, ..Limits::default() };
     let jobs = Jobs::open(journal, Arc::new(Nothing), Settings { limits, ..Settings::default() }).await.unwrap();
-    let models =
-        ["one", "two"].map(|name| Served { name: name.into(), aliases: Vec::new(), spec: ModelSpec::default() });
+    let models = ["one", "two"].map(|name| Served { name: name.into(), spec: ModelSpec::default() });
     let stock = || Stock {
         models: models.to_vec(),
         loras: lora.as_ref().and_then(|path| path.parent()).map(PathBuf::from),

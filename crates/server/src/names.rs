@@ -63,7 +63,10 @@ mod tests {
             assert_eq!(found(Some(name)), Some("krea"), "{name}");
         }
         assert_eq!((found(Some("gpt-image-1")), found(Some("dall-e-3"))), (Some("pocket"), Some("pocket")));
-        assert_eq!(found(Some("sdxl")), None);
+        assert_eq!((found(Some("sdxl")), found(Some("../secret"))), (None, None));
+        let taken = BTreeMap::from([("pocket".to_owned(), "krea".to_owned())]);
+        assert_eq!(resolve(Some("pocket"), &shelf, &taken), Some("pocket"), "a name goes before an alias");
+        assert_eq!(resolve(None, &[], &aliases), None);
         let pocket = ["pocket".to_owned()];
         assert_eq!(resolve(Some(GATEWAY), &pocket, &aliases), Some("pocket"));
         assert_eq!(listed(&pocket, &BTreeMap::new()), [GATEWAY, "pocket"]);

@@ -27,8 +27,6 @@ const MOST_LORAS: usize = 10_000;
 pub struct Served {
     /// What it is called here.
     pub name: String,
-    /// What else it answers to: vendors' names for it.
-    pub aliases: Vec<String>,
     /// Where it is.
     pub spec: ModelSpec,
 }
@@ -77,8 +75,6 @@ pub(crate) struct Known {
 pub struct ModelState {
     /// What it is called here.
     pub name: String,
-    /// What else it answers to.
-    pub aliases: Vec<String>,
     /// Which member of the FLUX.1 family it is; known once it was loaded.
     pub family: Option<&'static str>,
     /// What its users should know.
@@ -112,23 +108,6 @@ impl Shelf {
         inner.stock = Arc::new(stock);
     }
 
-    /// The name here of a model that a client named; the first model's if it named none.
-    ///
-    /// # Errors
-    /// [`Fault::UnknownModel`].
-    pub fn find(&self, asked: Option<&str>) -> Result<String, Fault> {
-        let stock = self.stock();
-        let found = match asked {
-            None => stock.models.first(),
-            Some(asked) => {
-                let by_name = stock.models.iter().find(|model| model.name == asked);
-                by_name.or_else(|| stock.models.iter().find(|model| model.aliases.iter().any(|alias| alias == asked)))
-            }
-        };
-        let unknown = || Fault::UnknownModel(asked.unwrap_or("(none is served)").to_owned());
-        found.map(|model| model.name.clone()).ok_or_else(unknown)
-    }
-
     /// All models, in the operator's order.
     pub fn models(&self) -> Vec<ModelState> {
         let inner = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -136,7 +115,6 @@ impl Shelf {
             let state = inner.states.get(&model.name);
             ModelState {
                 name: model.name.clone(),
-                aliases: model.aliases.clone(),
                 family: state.map(|state| state.family),
                 notice: state.and_then(|state| state.notice.clone()),
                 loaded: state.is_some_and(|state| state.loaded),
@@ -209,24 +187,26 @@ mod tests {
 
     #[test]
     fn names_aliases_and_nothing_else() {
-        let served = |name: &str, aliases: &[&str]| Served {
-            name: name.into(),
-            aliases: aliases.iter().map(|&alias| alias.into()).collect(),
-            spec: ModelSpec::default(),
-        };
+        let served = |name: &str| Served { name: name.into(), spec: ModelSpec::default() };
         let stock = |models: Vec<Served>| Stock { models, ..Stock::default() };
-        let shelf = Shelf::new(stock(vec![served("pocket", &["flux-krea-dev"]), served("krea", &["pocket"])]));
-        assert_eq!(shelf.find(None), Ok("pocket".into()));
-        assert_eq!(shelf.find(Some("flux-krea-dev")), Ok("pocket".into()));
-        assert_eq!(shelf.find(Some("pocket")), Ok("pocket".into()), "a name goes before an alias");
-        assert_eq!(shelf.find(Some("../secret")), Err(Fault::UnknownModel("../secret".into())));
+        let shelf = Shelf::new(stock(vec![served("pocket"), served("krea")]));
+        let aliases =
+            BTreeMap::from([("mine", "pocket"), ("pocket", "krea")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+        let find = |asked: Option<&str>| {
+            let names: Vec<String> = shelf.models().into_iter().map(|model| model.name).collect();
+            crate::names::resolve(asked, &names, &aliases).map(str::to_owned)
+        };
+        assert_eq!(find(None), Some("pocket".into()));
+        assert_eq!(find(Some("mine")), Some("pocket".into()));
+        assert_eq!(find(Some("pocket")), Some("pocket".into()), "a name goes before an alias");
+        assert_eq!(find(Some("../secret")), None);
         shelf.tell("krea", |state| state.loaded = true);
         assert!(shelf.models()[1].loaded && !shelf.models()[0].loaded);
-        shelf.replace(stock(vec![served("dev", &[])]));
+        shelf.replace(stock(vec![served("dev")]));
         assert_eq!(shelf.models().len(), 1);
-        assert_eq!(shelf.find(Some("krea")), Err(Fault::UnknownModel("krea".into())));
+        assert_eq!(find(Some("mine")), None, "its model is gone");
         shelf.replace(Stock::default());
-        assert!(shelf.find(None).is_err());
+        assert!(find(None).is_none());
     }
 
     #[test]

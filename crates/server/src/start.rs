@@ -225,7 +225,7 @@ fn stock(config: &Config, surroundings: Surroundings) -> Result<Stock, StartErro
     let models = names.into_iter().map(|given| {
         let spec = ModelSpec { model: (given != POCKET).then(|| given.clone()), ..ModelSpec::default() };
         spec.find(&search)?;
-        Ok::<_, flux::Error>(Served { name: name_of(&given), aliases: Vec::new(), spec })
+        Ok::<_, flux::Error>(Served { name: name_of(&given), spec })
     });
     Ok(Stock {
         models: models.collect::<Result<_, _>>()?,

@@ -70,6 +70,10 @@ pub fn seed(given: Option<i128>, random: u32) -> u64 {
 /// # Errors
 /// [`Fault::Invalid`] about `field` if no model can make it.
 pub fn exact_size(field: &str, width: u32, height: u32) -> Result<OutputSize, Fault> {
+    if let Some(side) = [width, height].into_iter().find(|side| !(1..=LONGEST_SIDE).contains(side)) {
+        let message = format!("has a side of {side} pixels; 1 to {LONGEST_SIDE} are possible");
+        return Err(Fault::invalid(field, Rule::Other, message));
+    }
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         let message =
             format!("{width}x{height} has more than {MOST_PIXELS} pixels, as many as 2048x2048; ask for fewer");

@@ -3,11 +3,11 @@
 use flux::sizes::Wish;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, instant, openai};
+use super::{Answer, SEEDS, exact_size, instant, seed};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     error::{Fault, Rule},
-    fields::{Field, Kind, Treatment, Values, field, read},
+    fields::{Field, Kind, Values, field, read},
     job::{JobView, Millis, Moment, Priority, Webhook},
 };
 
@@ -28,7 +28,11 @@ pub const FIELDS: [Field; 30] = [
     field("guidance", Kind::Number(0.0, 100.0), "The distilled guidance scale, an input of the model.").default("4.5"),
     field("true_cfg", Kind::Number(1.0, 100.0), "Classifier-free guidance; off at 1, otherwise twice the time.")
         .default("1"),
-    field("seed", Kind::Any, "Of the first picture, 0 to 2^64-1; without it, or below 0, one is chosen."),
+    field(
+        "seed",
+        Kind::Integer(SEEDS.0, SEEDS.1),
+        "Of the first picture, 0 to 2^64-1; without it, or below 0, one is chosen.",
+    ),
     field("pictures", Kind::Integer(1, 64), "How many; seeds count up.").default("1"),
     field("image", Kind::Picture, "A picture to begin from: an address or a data URI."),
     field(
@@ -62,9 +66,7 @@ pub const FIELDS: [Field; 30] = [
     field("finish_within", Kind::Number(0.0, 1e7), "Seconds; a job that has not ended by then is cancelled."),
     field("keep", Kind::Integer(60, 31_536_000), "Seconds that results are kept."),
     field("webhook", Kind::Text(2000), "An address that is told when the job has ended."),
-    field("wait", Kind::Flag, "Answer when the job has ended, and cancel it if the caller goes away.")
-        .default("false")
-        .treated(Treatment::Passthrough),
+    field("wait", Kind::Flag, "Answer when the job has ended, and cancel it if the caller goes away.").default("false"),
 ];
 
 /// A body that was understood.
@@ -91,7 +93,7 @@ pub struct Asked {
 pub fn ask(
     body: &Map<String, Value>,
     model: &dyn Fn(Option<&str>) -> Result<String, Fault>,
-    seed: u64,
+    random: u32,
     now: Millis,
 ) -> Result<Asked, Fault> {
     let values = read(&FIELDS, body)?;
@@ -131,7 +133,7 @@ pub fn ask(
             steps: values.integer("steps").unwrap_or(28),
             guidance: values.number("guidance").unwrap_or(4.5) as f32,
             true_cfg: values.number("true_cfg").unwrap_or(1.0) as f32,
-            seed: openai::given_seed(&values)?.unwrap_or(seed),
+            seed: seed(values.integer("seed"), random),
             pictures: values.integer("pictures").unwrap_or(1),
             given: given.into_iter().collect(),
             mask,
@@ -163,7 +165,7 @@ fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
         }
     };
     match pair {
-        (Some(width), Some(height)) => return openai::exact("width", width, height),
+        (Some(width), Some(height)) => return exact_size("width", width, height),
         (Some(_), None) => return Err(Fault::invalid("height", Rule::Missing, "is required beside width")),
         (None, Some(_)) => return Err(Fault::invalid("width", Rule::Missing, "is required beside height")),
         (None, None) if !asked && mode != Mode::Text => return Ok(OutputSize::Follow { most: 2048, multiple: 1 }),
@@ -176,7 +178,7 @@ fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
     };
     let size = wish.size().map_err(wrong("size"))?;
     let times = size.upscale.unwrap_or(1);
-    openai::exact("resolution", size.width * times, size.height * times)
+    exact_size("resolution", size.width * times, size.height * times)
 }
 
 fn loras(given: Option<&Value>) -> Result<Vec<(String, f32)>, Fault> {

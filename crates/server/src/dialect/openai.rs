@@ -8,21 +8,12 @@ use flux::{
 };
 use serde_json::{Map, Value, json};
 
-use super::Answer;
+use super::{Answer, LONGEST_PROMPT, SEEDS, exact_size, seed};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     error::{Fault, PictureFault, Problem, Rule, Stage},
     fields::{Field, Kind, Treatment, Values, field, read},
 };
-
-/// Longest prompt, characters.
-const LONGEST_PROMPT: usize = 32_000;
-
-/// Largest side of a picture that is made, pixels.
-const LARGEST_SIDE: u32 = 14_142;
-
-/// Largest picture, pixels.
-const MOST_PIXELS: u64 = 2048 * 2048;
 
 /// Largest side of a picture whose size follows the one that is given, pixels.
 const MOST_FOLLOWED: u32 = 2048;
@@ -54,7 +45,11 @@ pub const FIELDS: [Field; 30] = [
     field("resolution", Kind::Text(40), "Any tier; there is one, 1K.").treated(Treatment::Converted("size")),
     field("megapixels", Kind::Choice(&["1", "0.25"]), "0.25 is 512x512; counts where neither size nor shape is given.")
         .treated(Treatment::Converted("size")),
-    field("seed", Kind::Any, "Of the first picture, 0 to 2^64-1; without it, or below 0, one is chosen and told."),
+    field(
+        "seed",
+        Kind::Integer(SEEDS.0, SEEDS.1),
+        "Of the first picture, 0 to 2^64-1; without it, or below 0, one is chosen and told.",
+    ),
     field("num_inference_steps", Kind::Integer(1, 50), "Steps from noise to picture.")
         .or(&["steps"])
         .default("28")
@@ -159,7 +154,7 @@ pub struct Asked {
     pub deliver: Deliver,
 }
 
-/// Reads a body. `model` finds a name on the server's shelf, `seed` is used where none is given.
+/// Reads a body. `model` finds a name on the server's shelf, `random` is the seed where none is given.
 ///
 /// # Errors
 /// [`Fault::Invalid`], [`Fault::UnknownModel`].
@@ -168,7 +163,7 @@ pub fn ask(
     body: &Map<String, Value>,
     mut files: Files,
     model: &dyn Fn(Option<&str>) -> Result<String, Fault>,
-    seed: u64,
+    random: u32,
 ) -> Result<Asked, Fault> {
     let values = read(&FIELDS, body)?;
     let model = model(values.text("model").filter(|name| !name.is_empty()))?;
@@ -214,7 +209,7 @@ pub fn ask(
         steps: values.integer("num_inference_steps").unwrap_or(28),
         guidance: number(&values, "cfg_scale"),
         true_cfg: number(&values, "true_cfg_scale"),
-        seed: given_seed(&values)?.unwrap_or(seed),
+        seed: seed(values.integer("seed"), random),
         pictures,
         given: files.images,
         mask: files.mask,
@@ -248,16 +243,6 @@ fn number(values: &Values, name: &str) -> f32 {
     values.number(name).unwrap_or_default() as f32
 }
 
-/// A seed as JSON's number or a form's string; below 0 means: choose one.
-pub(super) fn given_seed(values: &Values) -> Result<Option<u64>, Fault> {
-    let wrong = || Fault::invalid("seed", Rule::Integer, "has to be a whole number between 0 and 18446744073709551615");
-    let Some(given) = values.get("seed") else { return Ok(None) };
-    let one = [field("seed", Kind::Integer(i128::from(i64::MIN), i128::from(u64::MAX)), "")];
-    let body = Map::from_iter([("seed".to_owned(), given.clone())]);
-    let seed = read(&one, &body).map_err(|_| wrong())?.integer::<i128>("seed").ok_or_else(wrong)?;
-    Ok(u64::try_from(seed).ok())
-}
-
 /// The gateway's rules: what is most exact decides; an edit with neither size nor shape keeps its picture's size.
 fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
     let said = |name: &str| values.text(name).map(str::trim).filter(|text| !text.is_empty());
@@ -280,23 +265,7 @@ fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
     }
     let wish = Wish { size, aspect, resolution: Some(Tier::OneK) };
     let size = wish.size().map_err(|error| wrong("size", &error))?;
-    exact("size", size.width, size.height)
-}
-
-/// Pixels that can be made.
-pub(super) fn exact(field: &str, width: u32, height: u32) -> Result<OutputSize, Fault> {
-    for side in [width, height] {
-        if side == 0 || side > LARGEST_SIDE {
-            let message = format!("has a side of {side} pixels; 1 to {LARGEST_SIDE} are possible");
-            return Err(Fault::invalid(field, Rule::Other, message));
-        }
-    }
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > MOST_PIXELS {
-        let message = format!("{width}x{height} is {pixels} pixels; at most {MOST_PIXELS} (2048x2048) are possible");
-        return Err(Fault::invalid(field, Rule::Other, message));
-    }
-    Ok(OutputSize::Exact { width, height })
+    exact_size("size", size.width, size.height)
 }
 
 /// What every answer and event says beside the picture.

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Answer, openai::exact};
+use super::{Answer, exact_size, seed};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, Previews, Source},
     error::{Fault, Rule},
@@ -73,7 +73,7 @@ pub fn ask(
     body: &Map<String, Value>,
     from_picture: bool,
     model: &dyn Fn(Option<&str>) -> Result<String, Fault>,
-    seed: u64,
+    random: u32,
 ) -> Result<Asked, Fault> {
     let values = read(&FIELDS, body)?;
     let named = values.get("override_settings").and_then(|settings| settings["sd_model_checkpoint"].as_str());
@@ -92,11 +92,11 @@ pub fn ask(
         mode,
         prompt,
         negative_prompt: None,
-        size: exact("width", integer("width"), integer("height"))?,
+        size: exact_size("width", integer("width"), integer("height"))?,
         steps: integer("steps").min(50),
         guidance: values.number("distilled_cfg_scale").unwrap_or(4.5) as f32,
         true_cfg: 1.0,
-        seed: values.integer::<u64>("seed").unwrap_or(seed),
+        seed: seed(values.integer("seed"), random),
         pictures: count,
         given,
         mask,

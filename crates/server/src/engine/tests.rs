@@ -22,7 +22,7 @@ struct Bench {
 }
 
 fn pocket(name: &str) -> Served {
-    Served { name: name.into(), aliases: Vec::new(), spec: ModelSpec::default() }
+    Served { name: name.into(), spec: ModelSpec::default() }
 }
 
 async fn bench(stock: Stock) -> Bench {
@@ -208,7 +208,7 @@ async fn models_come_and_go() {
     bench.files(Ask { model: "other".into(), ..ask("a fox") }).await;
     let broken =
         ModelSpec { model: Some(bench.folder.path().join("nothing").display().to_string()), ..ModelSpec::default() };
-    let broken = Served { name: "broken".into(), aliases: Vec::new(), spec: broken };
+    let broken = Served { name: "broken".into(), spec: broken };
     bench.shelf.replace(Stock { models: vec![broken], ..Stock::default() });
     let view = bench.end(Ask { model: "broken".into(), ..ask("a fox") }).await;
     let told = view.fault().unwrap().to_string();

@@ -24,7 +24,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use super::{events, object, patience::patient_for, random, respond, text, whole, wish};
+use super::{events, object, patience::patient_for, random_seed, respond, text, whole, wish};
 use crate::{
     auth::Caller,
     blobs::Blobs,
@@ -118,7 +118,7 @@ fn served(server: &Server, path: &str) -> Option<(App, String)> {
 fn new_job(app: &App, model: String, caller: &Caller, headers: &HeaderMap, body: &[u8]) -> NewJob {
     let keep = fal::keep_seconds(text(headers, "x-fal-object-lifecycle-preference"));
     let read = object(body).map(Value::Object);
-    let ask = read.clone().and_then(|body| fal::ask(app, model, &body, u32::from_le_bytes(random()), keep));
+    let ask = read.clone().and_then(|body| fal::ask(app, model, &body, random_seed(), keep));
     let timeout = text(headers, "x-fal-request-timeout").and_then(|text| text.trim().parse::<f64>().ok());
     let timeout = timeout.filter(|seconds| seconds.is_finite() && *seconds > 0.0 && *seconds < 1e9);
     NewJob {

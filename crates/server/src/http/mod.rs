@@ -98,8 +98,8 @@ pub fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// A seed that people can write down and JavaScript does not round: 0 to 2³² − 1.
-pub fn random_seed() -> u64 {
-    u64::from(u32::from_le_bytes(random()))
+pub fn random_seed() -> u32 {
+    u32::from_le_bytes(random())
 }
 
 /// Random bytes from the operating system.

@@ -17,7 +17,7 @@ use axum::{
 use chrono::DateTime;
 use serde_json::{Value, json};
 
-use super::{object, random, respond, text, whole, wish};
+use super::{object, random, random_seed, respond, text, whole, wish};
 use crate::{
     auth::Caller,
     config::VendorOutput,
@@ -157,7 +157,7 @@ async fn create(
         dialect: Dialect::Replicate,
         owner: caller.owner.clone(),
         endpoint: name.to_owned(),
-        ask: Ok(replicate::ask(model, &input, u32::from_le_bytes(random()))?),
+        ask: Ok(replicate::ask(model, &input, random_seed())?),
         raw: without_data(&input),
         priority: Priority::Normal,
         idempotency_key: text(headers, "idempotency-key").map(str::to_owned),

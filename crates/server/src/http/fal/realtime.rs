@@ -14,7 +14,7 @@ use crate::{
         without_data,
     },
     error::{Fault, Rule},
-    http::random,
+    http::random_seed,
     job::{Dialect, NewJob, Priority},
     server::Server,
 };
@@ -109,7 +109,7 @@ impl Talk {
     }
 
     async fn make(&self, input: &Value) -> Result<Value, Fault> {
-        let ask = fal::ask(&self.app, self.model.clone(), input, u32::from_le_bytes(random()), KEEP_SECONDS)?;
+        let ask = fal::ask(&self.app, self.model.clone(), input, random_seed(), KEEP_SECONDS)?;
         let new = NewJob {
             dialect: Dialect::Fal,
             owner: self.caller.owner.clone(),
