@@ -6,8 +6,10 @@ use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
 use flux::LoadOptions;
 use server::{
-    config::{Config, Loaded, Sources, Value},
-    logging, start, tls,
+    config::{Config, Loaded, Sources, Value, Wrong},
+    logging, start,
+    stock::Surroundings,
+    tls,
 };
 use tensor::Device;
 
@@ -120,16 +122,22 @@ impl Args {
     }
 }
 
+/// What all sources say now.
+fn read(flags: Vec<(&'static str, Value)>, file: Option<PathBuf>) -> Result<Config, Wrong> {
+    let environment = |name: &str| std::env::var(name).ok();
+    Loaded::read(Sources { flags, environment: &environment, file }).map(|loaded| loaded.config)
+}
+
 /// Serves until it is asked to end.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let environment = |name: &str| std::env::var(name).ok();
-    let sources = Sources { flags: args.flags()?, environment: &environment, file: args.config.clone() };
-    let config = Loaded::read(sources).map_err(|wrong| Usage(wrong.to_string()))?.config;
+    let (flags, file) = (args.flags()?, args.config.clone());
+    let config = read(flags.clone(), file.clone()).map_err(|wrong| Usage(wrong.to_string()))?;
     logging::start(&config.log)?;
-    let surroundings = start::Surroundings { search: search_paths(), options: options(&config)? };
+    let surroundings = Surroundings { search: search_paths(), options: options(&config)? };
+    let again = Box::new(move || read(flags.clone(), file.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime
-        .block_on(start::serve(config, surroundings, |urls| {
+        .block_on(start::serve(config, again, surroundings, |urls| {
             for url in urls {
                 eprintln!("listening on {url}");
             }

@@ -384,6 +384,18 @@ impl Held {
         &self.0.verdict
     }
 
+    /// The same with its picture changed: cut, enlarged. It waits all the same.
+    #[must_use]
+    pub fn map(self, change: impl FnOnce(Rgb8) -> Rgb8) -> Self {
+        let Flagged { picture, verdict, refused } = self.0;
+        Self(Flagged { picture: change(picture), verdict, refused })
+    }
+
+    /// Why it waits.
+    pub fn refused(&self) -> &Refused {
+        &self.0.refused
+    }
+
     /// The picture, because a person has looked at it and answers for it. Its verdict stays what it was.
     #[must_use]
     pub fn approved(self) -> Reviewed<Rgb8> {
@@ -437,6 +449,8 @@ mod tests {
         assert_eq!(flagged.refused().subject, Subject::Picture);
         let approved = flagged.clone().held().approved();
         assert_eq!((approved.get(), approved.verdict().flagged), (&picture, true));
+        let cut = flagged.clone().held().map(|picture| Rgb8::new(1, 1, picture.as_ref()[..3].to_vec())).approved();
+        assert_eq!((cut.get(), cut.verdict().flagged), (&Rgb8::new(1, 1, vec![10, 20, 30]), true));
         let given = strict.check_given("image", &picture).unwrap_err();
         assert_eq!((given.subject, given.category.as_str()), (Subject::Given("image"), "sexual content"));
         assert!(given.to_string().contains("given as 'image'"), "{given}");

@@ -12,17 +12,18 @@ use std::{
 
 use flux::{image_file::MetadataLevel, model::ModelSpec};
 use futures_util::{FutureExt as _, future::BoxFuture};
-use serde_json::json;
 use server::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews},
+    ask::{Ask, OutputSize},
     blobs::{BlobId, Blobs, Place},
     engine::Studio,
     error::Fault,
-    job::{Dialect, NewJob, Owner, Priority},
+    job::NewJob,
     jobs::{Jobs, Prepare, Settings},
     journal::Journal,
+    metrics::Metrics,
     queue::Limits,
-    shelf::{Served, Shelf, Stock},
+    shelf::Shelf,
+    stock::{Served, Stock},
     worker,
 };
 
@@ -44,7 +45,9 @@ async fn main() {
     let journal = Journal::open(&folder.path().join("journal")).unwrap();
     let blobs = Blobs::open(&Place::Folder(folder.path().join("blobs")), 1 << 30).await.unwrap();
     let limits = Limits { jobs: 100_000, jobs_of_owner: 100_000, ..Limits::default() };
-    let jobs = Jobs::open(journal, Arc::new(Nothing), Settings { limits, ..Settings::default() }).await.unwrap();
+    let jobs = Jobs::open(journal, Arc::new(Nothing), Settings { limits, ..Settings::default() }, Metrics::default())
+        .await
+        .unwrap();
     let models = ["one", "two"].map(|name| Served { name: name.into(), spec: ModelSpec::default() });
     let stock = || Stock {
         models: models.to_vec(),
@@ -134,42 +137,6 @@ fn slope(points: &[(f64, f64)]) -> f64 {
 }
 
 fn new_job(model: &str, seed: u64, loras: Vec<(String, f32)>) -> NewJob {
-    let ask = Ask {
-        model: model.into(),
-        mode: Mode::Text,
-        prompt: "a red fox".into(),
-        negative_prompt: None,
-        size: OutputSize::Exact { width: 96, height: 96 },
-        steps: 2,
-        guidance: 3.0,
-        true_cfg: 1.0,
-        seed,
-        pictures: 1,
-        given: Vec::new(),
-        mask: None,
-        format: flux::image_file::Format::Png,
-        quality: 90,
-        acceleration: Acceleration::None,
-        safety: true,
-        on_flagged: OnFlagged::Drop,
-        previews: Previews::default(),
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
-        loras,
-        keep_seconds: 3600,
-    };
-    NewJob {
-        dialect: Dialect::Native,
-        owner: Owner::anyone(),
-        endpoint: "jobs".into(),
-        ask: Ok(ask),
-        raw: json!({}),
-        priority: Priority::Normal,
-        idempotency_key: None,
-        start_by: None,
-        finish_by: None,
-        only_while_held: false,
-        webhook: None,
-        secret: None,
-    }
+    let size = OutputSize::Exact { width: 96, height: 96 };
+    NewJob::plain(Ask { size, steps: 2, guidance: 3.0, seed, loras, ..Ask::text(model, "a red fox") })
 }

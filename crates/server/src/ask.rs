@@ -62,6 +62,41 @@ pub struct Ask {
     pub loras: Vec<(String, f32)>,
     /// Seconds that the results are kept.
     pub keep_seconds: u64,
+    /// Seconds that the model stays loaded afterwards if nothing else is asked of it; `u64::MAX`: for good. None: as the operator
+    /// says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_alive_seconds: Option<u64>,
+}
+
+impl Ask {
+    /// A picture from a prompt alone: 1024×1024, 28 steps, guidance 4.5, seed 0, as PNG, kept for a day.
+    pub fn text(model: impl Into<String>, prompt: impl Into<String>) -> Self {
+        Self {
+            model: model.into(),
+            mode: Mode::Text,
+            prompt: prompt.into(),
+            negative_prompt: None,
+            size: OutputSize::Exact { width: 1024, height: 1024 },
+            steps: 28,
+            guidance: 4.5,
+            true_cfg: one(),
+            seed: 0,
+            pictures: 1,
+            given: Vec::new(),
+            mask: None,
+            format: Format::Png,
+            quality: 90,
+            acceleration: Acceleration::None,
+            safety: true,
+            on_flagged: OnFlagged::Drop,
+            previews: Previews::default(),
+            sampler: Sampler::default(),
+            schedule: ScheduleKind::default(),
+            loras: Vec::new(),
+            keep_seconds: 24 * 3600,
+            keep_alive_seconds: None,
+        }
+    }
 }
 
 fn one() -> f32 {

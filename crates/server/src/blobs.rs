@@ -4,6 +4,8 @@
 //! and the index, which is in memory, is read again from the store itself. A `put` that says yes is on the disk (fsync).
 //! Blobs end with their time; above the quota the oldest of whoever holds the most go first.
 
+mod media;
+
 use std::{
     cmp::Reverse,
     collections::HashMap,
@@ -20,8 +22,12 @@ use object_store::{
     GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, local::LocalFileSystem, path::Path,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::media::file_name;
+use self::media::media_type;
+pub use self::media::sniff;
 use crate::{
     config::{Config, Wrong},
     error::Fault,
@@ -73,6 +79,39 @@ pub enum Purpose {
     Upload,
     /// What only the server itself reads: no URL leads to it, and no quota takes it from a job that waits.
     Internal,
+    /// A picture that was flagged and waits for a person: no URL leads to it but the reviewers' own, and no quota takes it.
+    Held,
+}
+
+impl Purpose {
+    /// Whether whoever has the URL may have the file.
+    pub fn is_public(self) -> bool {
+        matches!(self, Self::Result | Self::Upload)
+    }
+}
+
+/// What a file that is to be kept is said to be.
+#[derive(Clone, Debug)]
+pub struct NewBlob<'a> {
+    /// What it is for.
+    pub purpose: Purpose,
+    /// The media type; believed of what the server made, of other files where they begin like that.
+    pub mime: &'a str,
+    /// A file name for people.
+    pub name: &'a str,
+    /// For how long.
+    pub keep: Duration,
+    /// Whose it is.
+    pub owner: &'a Owner,
+    /// What else is to be known of it: see [`Blob::about`].
+    pub about: Option<Value>,
+}
+
+impl<'a> NewBlob<'a> {
+    /// Nothing else is known of it.
+    pub fn new(purpose: Purpose, mime: &'a str, name: &'a str, keep: Duration, owner: &'a Owner) -> Self {
+        Self { purpose, mime, name, keep, owner, about: None }
+    }
 }
 
 /// What is known of a blob.
@@ -96,6 +135,9 @@ pub struct Blob {
     pub created: Millis,
     /// From when on it is not there any more.
     pub expires: Millis,
+    /// What its uploader said of it; of a picture that is or was held, its job and why. Up to [`MOST_ABOUT`] bytes of JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub about: Option<Value>,
 }
 
 impl Blob {
@@ -110,6 +152,9 @@ const SHOWN: [&str; 5] = ["image/png", "image/jpeg", "image/webp", "image/gif", 
 
 /// The longest line before the bytes.
 const LONGEST_LINE: u64 = 4096;
+
+/// Most bytes of [`Blob::about`]: with the rest of it a line stays below [`LONGEST_LINE`].
+pub const MOST_ABOUT: usize = 2048;
 
 /// No quota takes a blob that is younger: OpenAI's and Replicate's results are there for an hour.
 const SAFE_FOR: Millis = 60 * 60 * 1000;
@@ -186,110 +231,44 @@ impl Blobs {
         Ok(blobs)
     }
 
-    /// Keeps a finished picture for a time. When this returns it is on the disk.
+    /// Keeps a file for a time. When this returns it is on the disk.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if there is no room or the disk fails.
-    pub async fn put(
-        &self,
-        bytes: Bytes,
-        mime: &str,
-        name: &str,
-        keep: Duration,
-        owner: &Owner,
-    ) -> Result<Arc<Blob>, Fault> {
-        self.store(bytes, mime, name, keep, owner, Purpose::Result).await
+    /// [`Fault::Unavailable`] if there is no room or the disk fails; [`Fault::TooLarge`].
+    pub async fn put(&self, bytes: Bytes, new: NewBlob<'_>) -> Result<Arc<Blob>, Fault> {
+        self.put_as(BlobId::random()?, bytes, new).await
     }
 
-    /// Keeps a file that somebody gave. What it is called is believed only where the bytes begin like that.
-    ///
-    /// # Errors
-    /// As [`Blobs::put`].
-    pub async fn put_upload(
-        &self,
-        bytes: Bytes,
-        mime: &str,
-        name: &str,
-        keep: Duration,
-        owner: &Owner,
-    ) -> Result<Arc<Blob>, Fault> {
-        self.store(bytes, mime, name, keep, owner, Purpose::Upload).await
-    }
-
-    /// As [`Blobs::put_upload`], under a name that was told before the file came. What is there under that name stays: an upload
+    /// As [`Blobs::put`], for an upload whose name was told before the file came. What is there under that name stays: an upload
     /// that is sent again is the same upload.
     ///
     /// # Errors
     /// As [`Blobs::put`]; [`Fault::NotFound`] if the name is somebody else's.
-    pub(crate) async fn put_upload_as(
-        &self,
-        id: BlobId,
-        bytes: Bytes,
-        mime: &str,
-        name: &str,
-        keep: Duration,
-        owner: &Owner,
-    ) -> Result<Arc<Blob>, Fault> {
-        if let Some(there) = self.meta(&id) {
-            return if there.owner == *owner && there.purpose == Purpose::Upload {
-                Ok(there)
-            } else {
-                Err(not_found())
-            };
+    pub(crate) async fn put_told(&self, id: BlobId, bytes: Bytes, new: NewBlob<'_>) -> Result<Arc<Blob>, Fault> {
+        match self.meta(&id) {
+            Some(there) if there.owner == *new.owner && there.purpose == new.purpose => Ok(there),
+            Some(_) => Err(not_found()),
+            None => self.put_as(id, bytes, new).await,
         }
-        self.store_as(id, bytes, mime, name, keep, owner, Purpose::Upload).await
     }
 
-    /// Keeps what no URL leads to: pictures fetched for a job that waits, pictures that are held back.
-    ///
-    /// # Errors
-    /// As [`Blobs::put`].
-    pub async fn put_internal(
-        &self,
-        bytes: Bytes,
-        mime: &str,
-        name: &str,
-        keep: Duration,
-        owner: &Owner,
-    ) -> Result<Arc<Blob>, Fault> {
-        self.store(bytes, mime, name, keep, owner, Purpose::Internal).await
-    }
-
-    async fn store(
-        &self,
-        bytes: Bytes,
-        mime: &str,
-        name: &str,
-        keep: Duration,
-        owner: &Owner,
-        purpose: Purpose,
-    ) -> Result<Arc<Blob>, Fault> {
-        self.store_as(BlobId::random()?, bytes, mime, name, keep, owner, purpose).await
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "what is known of a blob, each of it another thing")]
-    async fn store_as(
-        &self,
-        id: BlobId,
-        bytes: Bytes,
-        mime: &str,
-        name: &str,
-        keep: Duration,
-        owner: &Owner,
-        purpose: Purpose,
-    ) -> Result<Arc<Blob>, Fault> {
+    async fn put_as(&self, id: BlobId, bytes: Bytes, new: NewBlob<'_>) -> Result<Arc<Blob>, Fault> {
+        if new.about.as_ref().is_some_and(|about| about.to_string().len() > MOST_ABOUT) {
+            return Err(Fault::TooLarge(format!("what is said of the file is longer than {MOST_ABOUT} bytes")));
+        }
         let created = now();
-        let keep = Millis::try_from(keep.as_millis()).unwrap_or(Millis::MAX);
+        let keep = Millis::try_from(new.keep.as_millis()).unwrap_or(Millis::MAX);
         let blob = Blob {
             id,
-            name: file_name(name),
-            mime: media_type(&bytes, mime, purpose),
+            name: file_name(new.name),
+            mime: media_type(&bytes, new.mime, new.purpose),
             bytes: bytes.len() as u64,
             sha256: String::new(),
-            owner: owner.clone(),
-            purpose,
+            owner: new.owner.clone(),
+            purpose: new.purpose,
             created,
             expires: created.saturating_add(keep),
+            about: new.about,
         };
         // A task of its own: what was begun is finished and counted even if the one who asked goes away.
         let this = self.clone();
@@ -389,12 +368,12 @@ impl Blobs {
         format!("{}/files/{id}/{name}", base.trim_end_matches('/'))
     }
 
-    /// The uploads of an owner, newest first.
-    pub fn uploads(&self, owner: &Owner) -> Vec<Arc<Blob>> {
+    /// Those of a kind, newest first.
+    pub fn list(&self, which: impl Fn(&Blob) -> bool) -> Vec<Arc<Blob>> {
         let now = now();
-        let theirs = |blob: &Blob| blob.purpose == Purpose::Upload && blob.owner == *owner && blob.expires > now;
+        let wanted = |blob: &Blob| blob.expires > now && which(blob);
         let mut found: Vec<_> =
-            self.index().entries.values().filter(|entry| theirs(&entry.blob)).map(|entry| entry.blob.clone()).collect();
+            self.index().entries.values().filter(|entry| wanted(&entry.blob)).map(|entry| entry.blob.clone()).collect();
         found.sort_by(|a, b| (b.created, &b.id).cmp(&(a.created, &a.id)));
         found
     }
@@ -501,8 +480,7 @@ impl Index {
         for entry in self.entries.values() {
             *holds.entry(&entry.blob.owner).or_default() += entry.blob.bytes;
         }
-        let may_go =
-            |blob: &Blob| blob.expires <= now || (blob.purpose != Purpose::Internal && blob.created <= now - SAFE_FOR);
+        let may_go = |blob: &Blob| blob.expires <= now || (blob.purpose.is_public() && blob.created <= now - SAFE_FOR);
         let mut candidates: Vec<&Blob> = self.entries.values().map(|e| &*e.blob).filter(|b| may_go(b)).collect();
         candidates.sort_by_key(|blob| {
             let held = holds.get(&blob.owner).copied().unwrap_or(0);
@@ -599,46 +577,6 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Only what means nothing in a path, a header or a shell.
-pub(crate) fn file_name(asked: &str) -> String {
-    let last = asked.rsplit(['/', '\\']).next().unwrap_or("");
-    let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_') { c } else { '_' };
-    let name: String = last.trim_start_matches('.').chars().take(100).map(safe).collect();
-    if name.is_empty() { "file".into() } else { name }
-}
-
-/// The media type to keep: the bytes' own if they begin like a picture. Results are believed: the server made them.
-fn media_type(bytes: &[u8], claimed: &str, purpose: Purpose) -> String {
-    if purpose == Purpose::Result {
-        return claimed.to_owned();
-    }
-    if let Some(mime) = sniff(bytes) {
-        return mime.to_owned();
-    }
-    let essence = claimed.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '+' | '-');
-    let honest = !essence.starts_with("image/") && essence.contains('/') && essence.len() <= 100;
-    if honest && essence.chars().all(plain) { essence } else { "application/octet-stream".into() }
-}
-
-/// Which picture format bytes begin like.
-pub fn sniff(bytes: &[u8]) -> Option<&'static str> {
-    let at = |from: usize, what: &[u8]| bytes.get(from..from + what.len()) == Some(what);
-    if at(0, b"\x89PNG\r\n\x1a\n") {
-        Some("image/png")
-    } else if at(0, b"\xff\xd8\xff") {
-        Some("image/jpeg")
-    } else if at(0, b"RIFF") && at(8, b"WEBP") {
-        Some("image/webp")
-    } else if at(0, b"GIF87a") || at(0, b"GIF89a") {
-        Some("image/gif")
-    } else if at(4, b"ftypavif") || at(4, b"ftypavis") {
-        Some("image/avif")
-    } else {
-        None
-    }
-}
-
 fn not_found() -> Fault {
     Fault::NotFound("the file".into())
 }
@@ -683,6 +621,10 @@ mod tests {
     const HOUR: Duration = Duration::from_hours(1);
     const PNG: &[u8] = b"\x89PNG\r\n\x1a\nand more";
 
+    fn new<'a>(name: &'a str, keep: Duration, owner: &'a Owner) -> NewBlob<'a> {
+        NewBlob::new(Purpose::Result, "image/png", name, keep, owner)
+    }
+
     async fn store(folder: &FilePath) -> Blobs {
         Blobs::open(&Place::Folder(folder.to_owned()), 1000).await.unwrap()
     }
@@ -691,8 +633,14 @@ mod tests {
     async fn what_was_put_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let blobs = store(folder.path()).await;
-        let put = blobs.put(Bytes::from_static(PNG), "image/png", "0.png", HOUR, &Owner::anyone()).await.unwrap();
-        let empty = blobs.put_upload(Bytes::new(), "text/plain", "", HOUR, &Owner::anyone()).await.unwrap();
+        let put = blobs.put(Bytes::from_static(PNG), new("0.png", HOUR, &Owner::anyone())).await.unwrap();
+        let empty = blobs
+            .put(
+                Bytes::new(),
+                NewBlob { purpose: Purpose::Upload, mime: "text/plain", ..new("", HOUR, &Owner::anyone()) },
+            )
+            .await
+            .unwrap();
         // By `sha256sum`.
         assert_eq!(put.sha256, "409161981f6ba7ce8757e770b659abf9efe34475adc9b34e2833d2fbc716d03c");
         drop(blobs);
@@ -715,7 +663,7 @@ mod tests {
     async fn time_ends_a_blob() {
         let folder = tempfile::tempdir().unwrap();
         let blobs = store(folder.path()).await;
-        let put = blobs.put(Bytes::from_static(PNG), "image/png", "a", Duration::ZERO, &Owner::anyone()).await.unwrap();
+        let put = blobs.put(Bytes::from_static(PNG), new("a", Duration::ZERO, &Owner::anyone())).await.unwrap();
         assert!(blobs.meta(&put.id).is_none(), "it is over at once");
         assert_eq!(blobs.sweep().await, 1);
         assert_eq!(blobs.used(), (0, 0));
@@ -729,10 +677,10 @@ mod tests {
         let bytes = |n: usize| Bytes::from(vec![7; n]);
         let mut ids = Vec::new();
         for (owner, size) in [(&rich, 400), (&rich, 200), (&poor, 200)] {
-            ids.push(blobs.put(bytes(size), "image/png", "a", HOUR, owner).await.unwrap().id.clone());
+            ids.push(blobs.put(bytes(size), new("a", HOUR, owner)).await.unwrap().id.clone());
         }
-        blobs.put_internal(bytes(100), "image/png", "a", HOUR, &rich).await.unwrap();
-        let refused = blobs.put(bytes(300), "image/png", "a", HOUR, &poor).await.unwrap_err();
+        blobs.put(bytes(100), NewBlob { purpose: Purpose::Internal, ..new("a", HOUR, &rich) }).await.unwrap();
+        let refused = blobs.put(bytes(300), new("a", HOUR, &poor)).await.unwrap_err();
         assert!(matches!(refused, Fault::Unavailable(_)), "{refused}");
         assert_eq!(blobs.used().1, 900, "what was refused is not counted");
 
@@ -742,10 +690,10 @@ mod tests {
             blob.created -= 2 * SAFE_FOR;
             entry.blob = blob.into();
         }
-        blobs.put(bytes(300), "image/png", "a", HOUR, &poor).await.unwrap();
+        blobs.put(bytes(300), new("a", HOUR, &poor)).await.unwrap();
         assert_eq!(blobs.used().1, 900 - 400 + 300, "the oldest of the one who holds the most went, and no other");
         assert!(blobs.meta(&ids[0]).is_none() && blobs.meta(&ids[1]).is_some() && blobs.meta(&ids[2]).is_some());
-        assert!(matches!(blobs.put(bytes(1001), "image/png", "a", HOUR, &poor).await, Err(Fault::TooLarge(_))));
+        assert!(matches!(blobs.put(bytes(1001), new("a", HOUR, &poor)).await, Err(Fault::TooLarge(_))));
     }
 
     #[tokio::test]
@@ -762,30 +710,12 @@ mod tests {
 
     #[test]
     fn names_mean_nothing_to_a_path() {
-        for (asked, kept) in [
-            ("../../etc/passwd", "passwd"),
-            ("a b\r\n.png", "a_b__.png"),
-            ("..", "file"),
-            ("C:\\x\\.htaccess", "htaccess"),
-        ] {
-            assert_eq!(file_name(asked), kept);
-        }
         for wrong in
             ["", "../../../../etc/passwd", "0123456789ABCDEF0123456789ABCDEF", "0123456789abcdef0123456789abcde/"]
         {
             assert!(wrong.parse::<BlobId>().is_err(), "{wrong}");
             assert!(BlobId(wrong.into()).place().is_none(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_claim_to_be_a_picture_is_not_believed() {
-        let of = |bytes: &[u8], claimed| media_type(bytes, claimed, Purpose::Upload);
-        assert_eq!(of(b"<svg onload=alert(1)>", "image/svg+xml"), "application/octet-stream");
-        assert_eq!(of(b"<html>", "image/png"), "application/octet-stream");
-        assert_eq!(of(PNG, "text/html"), "image/png");
-        assert_eq!(of(b"{}", "application/json; charset=utf-8"), "application/json");
-        assert_eq!(of(b"{}", "a/b\r\nx: y"), "application/octet-stream");
     }
 
     #[test]

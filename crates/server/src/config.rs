@@ -20,6 +20,7 @@ use toml::Table;
 pub use toml::Value;
 
 use values::Set;
+pub(crate) use values::time;
 pub use values::{LogFormat, Secret, Size, VendorOutput};
 
 /// Everything that can be set.
@@ -174,6 +175,8 @@ pub struct Safety {
     pub threshold: Option<f64>,
     /// Whether a request may switch the gate for pictures off.
     pub optional: bool,
+    /// How long a flagged picture is kept for a person to look at; none: it is not kept.
+    pub hold: Option<Duration>,
 }
 
 /// What is logged.
@@ -225,9 +228,14 @@ impl Config {
             jobs: KeptJobs { keep: 7 * DAY, count: 10_000 },
             store: Store { quota: Size(10 * 1024 * MIB), results: 30 * DAY, uploads: 7 * DAY },
             s3: S3::default(),
-            safety: Safety { prompts: true, words: None, pictures: true, threshold: None, optional: true },
+            safety: Safety { prompts: true, words: None, pictures: true, threshold: None, optional: true, hold: None },
             log: Log { filter: "info".into(), format: LogFormat::Text },
         }
+    }
+
+    /// The settings in which this differs from another.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> impl Iterator<Item = &'static Setting> + 'a {
+        SETTINGS.iter().filter(|setting| !(setting.same)(self, other))
     }
 
     /// All defaults, with a data folder: for tests and for programs that have no flags.
@@ -244,6 +252,15 @@ pub struct Setting {
     pub about: &'static str,
     set: fn(&mut Config, &Value) -> Result<(), String>,
     show: fn(&Config) -> Option<Value>,
+    same: fn(&Config, &Config) -> bool,
+}
+
+impl Setting {
+    /// Whether a server that runs follows it when its configuration is read again; the others want a restart.
+    pub fn is_live(&self) -> bool {
+        matches!(self.name, "models" | "aliases" | "loras" | "keep_alive" | "memory_limit")
+            || self.name.starts_with("safety.")
+    }
 }
 
 macro_rules! settings {
@@ -253,6 +270,7 @@ macro_rules! settings {
             about: $about,
             set: |config, value| Ok(config.$($field).+ = Set::read(value)?),
             show: |config| config.$($field).+.show(),
+            same: |one, other| one.$($field).+ == other.$($field).+,
         }),*]
     };
 }
@@ -308,6 +326,7 @@ pub const SETTINGS: &[Setting] = settings! {
     "safety.pictures" => safety.pictures: "whether pictures are looked at before they leave",
     "safety.threshold" => safety.threshold: "the score from which on a picture is flagged, 0 to 1",
     "safety.optional" => safety.optional: "whether a request may switch the gate for pictures off",
+    "safety.hold" => safety.hold: "how long flagged pictures are kept for a person to look at, as 7d; not set: not at all",
     "log.filter" => log.filter: "a level, or levels by module: info,server=debug",
     "log.format" => log.format: "text or json",
 };

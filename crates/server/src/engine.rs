@@ -1,7 +1,11 @@
 //! The engine on the worker's thread: from an [`Ask`] to pictures in the store, with the models of the shelf.
 //!
+//! Between jobs it does what the shelf wishes: another list of models, one loaded or unloaded.
+//!
 //! Each picture of a job is made from its own seed and is, byte for byte, what a job for it alone would give. Files are stored before
 //! the job is done; those of a job that fails are deleted. No path and no prompt is in what a caller or a log sees.
+
+mod following;
 
 use std::{
     ops::ControlFlow,
@@ -10,41 +14,33 @@ use std::{
 };
 
 use flux::{
-    Error, Event, Generated, Pipeline, Request, Watch, acceleration,
+    Error, Generated, Pipeline, Request, Watch, acceleration,
     conditioning::Start,
     error::Subject,
-    image_file::{self, Decoded, Encoding, Format, MetadataLevel},
+    image_file::{self, Decoded, Encoding, MetadataLevel},
     lora::{Lora, Loras},
     memory,
     pixels::Rgb8,
     plan::PartPlan,
-    resize::{Filter, resize},
-    safety::{self, Safety},
-    watch::Step,
+    safety::{self, Held, Reviewed, Safety},
 };
+use serde_json::json;
 
+use self::following::Following;
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, REDUX_STRENGTH, Source},
-    blobs::{BlobId, Blobs},
+    blobs::{BlobId, Blobs, NewBlob, Purpose},
     canvas::{self, Canvas},
     error::{Fault, PictureFault, Rule, Stage},
-    job::{Made, Preview, Progress},
+    job::Made,
     jobs::{Run, now},
-    shelf::{LoraFile, Served, Shelf, Stock},
+    shelf::{LoraFile, Shelf, Wish},
+    stock::{Served, Stock},
     worker,
 };
 
 /// How much nicer than the rest of the server the engine's threads are, so that a question about a job never waits for a picture.
 const NICER: i32 = 5;
-
-/// Least time between two lines of progress.
-const LINE_EVERY: Duration = Duration::from_millis(500);
-
-/// Longest side of a small preview, pixels.
-const PREVIEW_SIDE: u32 = 512;
-
-/// Quality of previews.
-const PREVIEW_QUALITY: u8 = 80;
 
 /// Pictures by `flux`.
 pub struct Studio {
@@ -64,6 +60,8 @@ struct Loaded {
     /// Bytes of weights that stay in memory between pictures.
     resident: u64,
     last_used: Instant,
+    /// How long after that it goes, if the last job said so; `Duration::MAX`: never.
+    keep_alive: Option<Duration>,
 }
 
 impl Studio {
@@ -76,23 +74,17 @@ impl Studio {
     }
 
     /// Where the model of this name is in `loaded`, loading it if it is not there.
-    fn load(&mut self, name: &str, run: &Run) -> Result<usize, Fault> {
-        let stock = self.shelf.stock();
-        if !Arc::ptr_eq(&stock, &self.stock) {
-            // Another list: the same name may mean another model.
-            self.unload(|_| true);
-            self.stock = stock;
-        }
+    fn load(&mut self, name: &str, watch: &mut dyn Watch) -> Result<usize, Fault> {
+        self.follow_shelf();
         if let Some(index) = self.loaded.iter().position(|loaded| loaded.name == name) {
             return Ok(index);
         }
         let served = self.stock.models.iter().find(|model| model.name == name);
         let Served { spec, .. } = served.ok_or_else(|| Fault::UnknownModel(name.to_owned()))?;
         let start = Instant::now();
-        let mut cancel = Following::quiet(run);
         let loaded = spec
             .find(&self.stock.search)
-            .and_then(|files| Pipeline::load(files, &self.stock.options, &mut cancel))
+            .and_then(|files| Pipeline::load(files, &self.stock.options, watch))
             .map_err(|error| match error {
                 Error::Cancelled => Fault::Cancelled,
                 error => {
@@ -111,8 +103,32 @@ impl Studio {
             loras: Vec::new(),
             resident: 0,
             last_used: Instant::now(),
+            keep_alive: None,
         });
         Ok(self.loaded.len() - 1)
+    }
+
+    /// Another list may have come: the same name may mean another model then.
+    fn follow_shelf(&mut self) {
+        let stock = self.shelf.stock();
+        if !Arc::ptr_eq(&stock, &self.stock) {
+            self.unload(|_| true);
+            self.stock = stock;
+        }
+    }
+
+    /// Loads and unloads what somebody wished.
+    fn fulfil_wishes(&mut self) {
+        for wish in self.shelf.wishes() {
+            match wish {
+                Wish::Unload(name) => self.unload(|loaded| loaded.name == name),
+                Wish::Load(name) => {
+                    if let Err(fault) = self.load(&name, &mut ()) {
+                        tracing::warn!(model = name, %fault, "was not loaded");
+                    }
+                }
+            }
+        }
     }
 
     fn unload(&mut self, which: impl Fn(&Loaded) -> bool) {
@@ -157,19 +173,37 @@ impl Studio {
         pipeline: &Pipeline,
         (ask, run): (&Ask, &Run),
     ) -> Result<Option<Made>, Fault> {
+        let held = generated.held.clone().map(|held| held.map(|picture| canvas.finish(&picture)));
         // What was changed after it had passed is looked at again.
-        let (finished, flagged) = match pipeline.safety().review(canvas.finish(generated.picture.get())) {
-            Ok(reviewed) => (reviewed, generated.picture.verdict().flagged),
-            Err(_) if ask.on_flagged == OnFlagged::Drop => return Ok(None),
-            Err(flagged) => (flagged.blacked(), true),
+        let (finished, flagged, held) = match pipeline.safety().review(canvas.finish(generated.picture.get())) {
+            Ok(reviewed) => (reviewed, generated.picture.verdict().flagged, held),
+            Err(flagged) => {
+                if !generated.picture.verdict().flagged {
+                    run.flagged(Stage::Picture);
+                }
+                (flagged.blacked(), true, held.or_else(|| Some(flagged.held())))
+            }
         };
-        let provenance = pipeline.provenance(request, generated.seed);
-        let encoding = Encoding { format: ask.format, quality: ask.quality, metadata: self.metadata };
-        let bytes = image_file::encode(&finished, &provenance, encoding).map_err(|error| told(&error))?;
         let (mime, seed) = (ask.format.mime(), generated.seed);
         let name = format!("darkroom-{seed}.{}", ask.format.extension());
+        let provenance = pipeline.provenance(request, seed);
+        let encoding = Encoding { format: ask.format, quality: ask.quality, metadata: self.metadata };
+        let encode =
+            |picture: &Reviewed<Rgb8>| image_file::encode(picture, &provenance, encoding).map_err(|error| told(&error));
+        if let (Some(keep), Some(held)) = (self.stock.hold, held) {
+            let about = about_held(&held, ask, seed, run);
+            // Released by a person or not at all: until then nothing but the reviewers' routes leads to it.
+            let bytes = encode(&held.approved())?;
+            let new = NewBlob { about: Some(about), ..NewBlob::new(Purpose::Held, mime, &name, keep, run.owner()) };
+            run.wait_for(self.blobs.put(bytes.into(), new))?;
+            run.log("A flagged picture waits for a person");
+        }
+        if flagged && ask.on_flagged == OnFlagged::Drop {
+            return Ok(None);
+        }
         let keep = Duration::from_secs(ask.keep_seconds);
-        let blob = run.wait_for(self.blobs.put(bytes.into(), mime, &name, keep, run.owner()))?;
+        let new = NewBlob::new(Purpose::Result, mime, &name, keep, run.owner());
+        let blob = run.wait_for(self.blobs.put(encode(&finished)?.into(), new))?;
         let (width, height) = (finished.get().width(), finished.get().height());
         let (blob, bytes) = (blob.id.clone(), blob.bytes);
         Ok(Some(Made { blob, mime: mime.to_owned(), width, height, bytes, seed, flagged }))
@@ -177,9 +211,10 @@ impl Studio {
 
     /// The operator's policy, as far as a request may change it.
     fn safety(&self, ask: &Ask) -> Safety {
-        let policy = self.stock.options.safety.clone().unwrap_or_else(Safety::off);
+        let policy = self.stock.safety();
         let policy = if ask.safety || !self.stock.safety_optional { policy } else { policy.without_picture_gate() };
         policy.with_on_flagged(match ask.on_flagged {
+            _ if self.stock.hold.is_some() => safety::OnFlagged::Hold,
             OnFlagged::Drop => safety::OnFlagged::Refuse,
             OnFlagged::Black => safety::OnFlagged::Black,
         })
@@ -197,12 +232,13 @@ impl Studio {
 impl worker::Engine for Studio {
     fn make(&mut self, ask: &Ask, run: &Run) -> Result<Vec<Made>, Fault> {
         run.log(format!("Using seed: {}", ask.seed));
-        let index = self.load(&ask.model, run)?;
+        self.fulfil_wishes();
+        let index = self.load(&ask.model, &mut Following::quiet(run))?;
         let lora_files = ask
             .loras
             .iter()
             .map(|(name, weight)| Ok((self.shelf.lora(name)?, *weight)))
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, Fault>>()?;
         self.loaded[index].set_loras(lora_files)?;
 
         let given = ask.given.first().map(|source| self.picture(blob(source)?, "image", run)).transpose()?;
@@ -213,6 +249,10 @@ impl worker::Engine for Studio {
         self.make_room(index, plan.peak_bytes());
         self.loaded[index].resident = plan.parts.iter().map(PartPlan::resident_bytes).sum();
         self.loaded[index].last_used = Instant::now();
+        self.loaded[index].keep_alive = ask.keep_alive_seconds.map(|seconds| match seconds {
+            u64::MAX => Duration::MAX,
+            seconds => Duration::from_secs(seconds),
+        });
         self.shelf.tell(&ask.model, |state| (state.bytes, state.last_used) = (plan.peak_bytes(), now()));
 
         let safety = self.safety(ask);
@@ -240,12 +280,18 @@ impl worker::Engine for Studio {
         let result = match result {
             // Some were left out, but not all.
             Err(Error::Refused(refused)) if refused.subject == Subject::Picture && !made.is_empty() => Ok(()),
-            result => result.map_err(|error| logged(&ask.model, &error)),
+            result => result.map_err(|error| {
+                if matches!(&error, Error::Refused(refused) if refused.subject != Subject::Picture) {
+                    run.flagged(Stage::Prompt);
+                }
+                logged(&ask.model, &error)
+            }),
         };
+        let flagged = watch.flagged.take();
         self.loaded[index].last_used = Instant::now();
         let none = || Fault::Flagged {
             stage: Stage::Picture,
-            categories: Vec::new(),
+            categories: flagged.iter().map(|refused| refused.category.clone()).collect(),
             message: "every picture was flagged by the picture gate".into(),
         };
         let failure = failure.or(result.err()).or_else(|| made.is_empty().then(none));
@@ -257,9 +303,10 @@ impl worker::Engine for Studio {
     }
 
     fn idle(&mut self) {
-        if let Some(keep) = self.shelf.stock().keep_alive {
-            self.unload(|loaded| loaded.last_used.elapsed() >= keep);
-        }
+        self.follow_shelf();
+        self.fulfil_wishes();
+        let usual = self.stock.keep_alive.unwrap_or(Duration::MAX);
+        self.unload(|loaded| loaded.last_used.elapsed() >= loaded.keep_alive.unwrap_or(usual));
     }
 
     fn start_over(&mut self) {
@@ -364,6 +411,12 @@ fn request(
     Ok((request, canvas))
 }
 
+/// What a reviewer should know of a picture that waits for a decision; with a job's name, so that its owner finds it afterwards.
+fn about_held(held: &Held, ask: &Ask, seed: u64, run: &Run) -> serde_json::Value {
+    let score = held.verdict().scores.map(|scores| scores.explicit());
+    json!({"job": run.id(), "model": ask.model, "seed": seed, "category": held.refused().category, "score": score})
+}
+
 fn blob(source: &Source) -> Result<&BlobId, Fault> {
     match source {
         Source::Blob(id) => Ok(id),
@@ -393,128 +446,11 @@ fn told(error: &Error) -> Fault {
             Fault::Picture { field: (*field).to_owned(), kind, message: problem.clone() }
         }
         Error::Asked { field, problem } => Fault::invalid(*field, Rule::Other, problem.clone()),
-        Error::Refused(refused) => Fault::Flagged {
-            // A picture that was given is looked at before the work, as the prompt is.
-            stage: if refused.subject == Subject::Picture { Stage::Picture } else { Stage::Prompt },
-            categories: vec![refused.category.clone()],
-            message: refused.reason.clone(),
-        },
+        Error::Refused(refused) => refused.into(),
         Error::Degenerate(problem) => Fault::Failed(problem.clone()),
         Error::Cancelled => Fault::Cancelled,
         _ => Fault::Failed("a file of the model cannot be used; the server's log says why".into()),
     }
-}
-
-/// Tells the job how far its pictures are.
-struct Following<'a> {
-    run: &'a Run,
-    /// `None` while a model is loaded.
-    making: Option<Making<'a>>,
-}
-
-struct Making<'a> {
-    ask: &'a Ask,
-    request: &'a Request,
-    canvas: Canvas,
-    pipeline: &'a Pipeline,
-    /// When the picture was begun, and which.
-    began: (Instant, u32),
-    last_line: Option<Instant>,
-    /// Of this picture, so far.
-    previews: u32,
-}
-
-impl<'a> Following<'a> {
-    fn quiet(run: &'a Run) -> Self {
-        Self { run, making: None }
-    }
-
-    fn new(ask: &'a Ask, run: &'a Run, request: &'a Request, canvas: Canvas, pipeline: &'a Pipeline) -> Self {
-        let began = (Instant::now(), 0);
-        Self { run, making: Some(Making { ask, request, canvas, pipeline, began, last_line: None, previews: 0 }) }
-    }
-}
-
-impl Watch for Following<'_> {
-    fn event(&mut self, event: Event<'_>) {
-        let Some(making) = &mut self.making else { return };
-        match event {
-            Event::Step(step) => making.step(&step, self.run),
-            Event::Flagged { picture, refused } => {
-                self.run.log(format!("Picture {} was flagged: {}", picture + 1, refused.category));
-            }
-            _ => {}
-        }
-    }
-
-    fn cancelled(&self) -> bool {
-        self.run.cancelled()
-    }
-}
-
-impl Making<'_> {
-    fn step(&mut self, step: &Step<'_>, run: &Run) {
-        let &Step { picture, step: done, steps, seconds, .. } = step;
-        if self.began.1 != picture {
-            (self.began, self.previews) = ((Instant::now(), picture), 0);
-        }
-        let pictures = self.ask.pictures;
-        run.progress(Progress { picture, pictures, step: done, steps, seconds_per_step: seconds });
-        let elapsed = self.began.0.elapsed();
-        if done == steps || self.last_line.is_none_or(|last| last.elapsed() >= LINE_EVERY) {
-            self.last_line = Some(Instant::now());
-            run.log(line(done, steps, elapsed));
-        }
-        let count = u32::from(self.ask.previews.count);
-        if preview_after(done, steps, count)
-            && let Some(preview) = self.preview(step)
-        {
-            run.preview(preview);
-            self.previews += 1;
-        }
-    }
-
-    /// What cannot be shown (a model without a cheap way, a picture that is refused) is left out.
-    fn preview(&self, step: &Step<'_>) -> Option<Preview> {
-        let rough = step.preview()?;
-        let (format, picture) = if self.ask.previews.full_size {
-            (self.ask.format, self.canvas.finish(&rough))
-        } else {
-            let side = rough.width().max(rough.height());
-            let shrunk = |of: u32| (u64::from(of) * u64::from(PREVIEW_SIDE) / u64::from(side)).max(1) as u32;
-            let small = side <= PREVIEW_SIDE;
-            let size =
-                if small { (rough.width(), rough.height()) } else { (shrunk(rough.width()), shrunk(rough.height())) };
-            (Format::Jpeg, resize(&rough, size.0, size.1, Filter::Lanczos))
-        };
-        let picture = self.pipeline.safety().review(picture).ok()?;
-        let seed = self.request.seed.wrapping_add(u64::from(step.picture));
-        let provenance = self.pipeline.provenance(self.request, seed);
-        let encoding = Encoding { format, quality: PREVIEW_QUALITY, metadata: MetadataLevel::None };
-        let bytes = image_file::encode(&picture, &provenance, encoding).ok()?;
-        let (width, height) = (picture.get().width(), picture.get().height());
-        let mime = format.mime();
-        let index = self.previews;
-        Some(Preview { picture: step.picture, index, step: step.step, bytes: bytes.into(), mime, width, height })
-    }
-}
-
-/// Whether one of `count` previews comes after `step` of `steps`: evenly spaced, never after the last.
-fn preview_after(step: u32, steps: u32, count: u32) -> bool {
-    (0..count).any(|index| ((index + 1) * steps) / (count + 1) == step) && step > 0 && step < steps
-}
-
-/// A line as `tqdm` writes it: people's programs read them.
-fn line(step: u32, steps: u32, elapsed: Duration) -> String {
-    let share = f64::from(step) / f64::from(steps.max(1));
-    let filled = (share * 10.0) as usize;
-    let clock = |seconds: f64| format!("{:02}:{:02}", seconds as u64 / 60, seconds as u64 % 60);
-    let seconds = elapsed.as_secs_f64();
-    let rate = f64::from(step) / seconds.max(1e-6);
-    let left = f64::from(steps - step.min(steps)) / rate.max(1e-6);
-    let rate = if rate >= 1.0 { format!("{rate:5.2}it/s") } else { format!("{:5.2}s/it", 1.0 / rate) };
-    let bar = format!("{}{}", "#".repeat(filled), " ".repeat(10 - filled.min(10)));
-    format!("{:3.0}%|{bar}| {step}/{steps} [{}<{}, {rate}]", share * 100.0, clock(seconds), clock(left))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! Sentences are for the one who asked: no path, no prompt, no key in them.
 
+use flux::error::{Refused, Subject};
 use serde::{Deserialize, Serialize};
 
 /// Why something is not met. Kept in the journal, so that a job that failed says the same after a restart.
@@ -130,6 +131,27 @@ pub enum Stage {
     Prompt,
     /// The finished pictures.
     Picture,
+}
+
+impl Stage {
+    /// For metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Picture => "picture",
+        }
+    }
+}
+
+impl From<&Refused> for Fault {
+    fn from(refused: &Refused) -> Self {
+        Self::Flagged {
+            // A picture that was given is looked at before the work, as the prompt is.
+            stage: if refused.subject == Subject::Picture { Stage::Picture } else { Stage::Prompt },
+            categories: vec![refused.category.clone()],
+            message: refused.reason.clone(),
+        }
+    }
 }
 
 impl Fault {

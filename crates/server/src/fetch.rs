@@ -27,7 +27,7 @@ use url::{Host, Url};
 
 use self::address::Networks;
 use crate::{
-    blobs::{BlobId, Blobs, Purpose, sniff},
+    blobs::{BlobId, Blobs, NewBlob, Purpose, sniff},
     config::Config,
     error::{Fault, PictureFault},
     job::Owner,
@@ -151,7 +151,7 @@ impl Fetcher {
     pub async fn stored(&self, url: &str, field: &str, owner: &Owner) -> Result<BlobId, Fault> {
         let bytes = self.picture(url, field).await?;
         let mime = sniff(&bytes).unwrap_or("application/octet-stream");
-        let blob = self.0.blobs.put_internal(bytes, mime, field, KEEP_FETCHED, owner).await?;
+        let blob = self.0.blobs.put(bytes, NewBlob::new(Purpose::Internal, mime, field, KEEP_FETCHED, owner)).await?;
         Ok(blob.id.clone())
     }
 
@@ -165,7 +165,7 @@ impl Fetcher {
         steps.find(|step| *step == "files")?;
         let id: BlobId = steps.next()?.parse().ok()?;
         let blob = self.0.blobs.meta(&id)?;
-        (blob.purpose != Purpose::Internal).then_some(id)
+        blob.purpose.is_public().then_some(id)
     }
 
     async fn bytes(&self, url: &str, field: &str) -> Result<Bytes, Fault> {

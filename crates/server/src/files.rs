@@ -12,7 +12,7 @@ use axum::{
 };
 
 use crate::{
-    blobs::{Blob, BlobId, Blobs, Purpose, now},
+    blobs::{Blob, BlobId, Blobs, now},
     error::Fault,
 };
 
@@ -50,7 +50,7 @@ async fn serve(
 
 async fn answer(blobs: &Blobs, token: &str, method: &Method, headers: &HeaderMap) -> Result<Response, Fault> {
     let id: BlobId = token.parse()?;
-    let blob = blobs.meta(&id).filter(|blob| blob.purpose != Purpose::Internal);
+    let blob = blobs.meta(&id).filter(|blob| blob.purpose.is_public());
     let blob = blob.ok_or_else(|| Fault::NotFound("the file".into()))?;
     let about = described(&blob);
     let etag = format!("\"{}\"", blob.sha256);
@@ -150,7 +150,10 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::{blobs::Place, job::Owner};
+    use crate::{
+        blobs::{NewBlob, Place, Purpose},
+        job::Owner,
+    };
 
     async fn ask(blobs: &Blobs, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, Bytes) {
         let mut request = Request::get(path);
@@ -169,7 +172,10 @@ mod tests {
         let blobs = Blobs::open(&Place::Folder(folder.path().into()), 1 << 30).await.unwrap();
         let (hour, owner) = (Duration::from_hours(1), Owner::anyone());
         let picture: Vec<u8> = b"\x89PNG\r\n\x1a\n".iter().copied().chain((0..3_000_000).map(|i| i as u8)).collect();
-        let put = blobs.put(picture.clone().into(), "image/png", "0.png", hour, &owner).await.unwrap();
+        let put = blobs
+            .put(picture.clone().into(), NewBlob::new(Purpose::Result, "image/png", "0.png", hour, &owner))
+            .await
+            .unwrap();
         let path = format!("/files/{}/0.png", put.id);
 
         let (status, headers, body) = ask(&blobs, &path, &[]).await;
@@ -196,15 +202,23 @@ mod tests {
         }
 
         let page = Bytes::from_static(b"<script>alert(1)</script>");
-        let page = blobs.put_upload(page, "text/html", "x.html", hour, &owner).await.unwrap();
+        let page = blobs.put(page, NewBlob::new(Purpose::Upload, "text/html", "x.html", hour, &owner)).await.unwrap();
         let (_, headers, _) = ask(&blobs, &format!("/files/{}/x.html", page.id), &[]).await;
         assert_eq!(headers["content-type"], "application/octet-stream");
         assert_eq!(headers["content-disposition"], "attachment; filename=\"x.html\"");
 
-        let held = blobs.put_internal(picture.into(), "image/png", "0.png", hour, &owner).await.unwrap();
         let outside = ["/files/../../etc/passwd/x", "/files/%2e%2e%2f%2e%2e%2fetc%2fpasswd/x", "/files/0/x"];
-        for path in outside.into_iter().chain([format!("/files/{}/0.png", held.id).as_str()]) {
+        for path in outside {
             assert_eq!(ask(&blobs, path, &[]).await.0, StatusCode::NOT_FOUND, "{path}");
+        }
+        for purpose in [Purpose::Internal, Purpose::Held] {
+            let new = NewBlob::new(purpose, "image/png", "0.png", hour, &owner);
+            let kept = blobs.put(picture.clone().into(), new).await.unwrap();
+            for path in [format!("/files/{}/0.png", kept.id), format!("/files/{}", kept.id)] {
+                assert_eq!(ask(&blobs, &path, &[]).await.0, StatusCode::NOT_FOUND, "{purpose:?}");
+                let none = [("if-none-match", "*")];
+                assert_eq!(ask(&blobs, &path, &none).await.0, StatusCode::NOT_FOUND, "{purpose:?}");
+            }
         }
     }
 }

@@ -91,6 +91,11 @@ impl Dialect {
             Self::Native => "native",
         }
     }
+
+    /// Whether its vendor takes what cannot be made into the queue, and says so in the result.
+    pub fn tells_later(self) -> bool {
+        matches!(self, Self::Fal | Self::Replicate)
+    }
 }
 
 /// Who asked: a key's name, or [`Owner::anyone`] on a server without keys. Jobs are shown to their owner alone.
@@ -143,6 +148,26 @@ pub struct NewJob {
     pub webhook: Option<Webhook>,
     /// A secret that a URL carries instead of a key, for dialects that have such a route (Replicate's stream).
     pub secret: Option<String>,
+}
+
+impl NewJob {
+    /// In darkroom's own dialect, for anyone, with nothing beside what is asked.
+    pub fn plain(ask: Ask) -> Self {
+        Self {
+            dialect: Dialect::Native,
+            owner: Owner::anyone(),
+            endpoint: "jobs".into(),
+            ask: Ok(ask),
+            raw: Value::Null,
+            priority: Priority::Normal,
+            idempotency_key: None,
+            start_by: None,
+            finish_by: None,
+            only_while_held: false,
+            webhook: None,
+            secret: None,
+        }
+    }
 }
 
 /// Who wants to be told about a job.

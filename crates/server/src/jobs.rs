@@ -35,6 +35,7 @@ use crate::{
     error::Fault,
     job::{Dialect, JobId, JobView, Millis, NewJob, Outcome, Owner, State, Webhook},
     journal::Journal,
+    metrics::Metrics,
     outbox::Outbox,
     queue::{Effect, Event, Left, Limits, Queue},
     records::{self, Record},
@@ -85,6 +86,7 @@ struct Shared {
     prepare: Arc<dyn Prepare>,
     fetches: Arc<Semaphore>,
     settings: Settings,
+    metrics: Metrics,
     state: Mutex<All>,
     /// Tells the worker that there may be something for it.
     work: Condvar,
@@ -174,7 +176,12 @@ impl Jobs {
     ///
     /// # Errors
     /// If the journal cannot be read.
-    pub async fn open(journal: Journal, prepare: Arc<dyn Prepare>, settings: Settings) -> Result<Self, Fault> {
+    pub async fn open(
+        journal: Journal,
+        prepare: Arc<dyn Prepare>,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> Result<Self, Fault> {
         let unfinished = journal.read(records::unfinished).await?;
         let jobs = Self(Arc::new(Shared {
             outbox: Outbox::new(journal.clone()),
@@ -183,6 +190,7 @@ impl Jobs {
             prepare,
             fetches: Arc::new(Semaphore::new(FETCHED_AT_ONCE)),
             settings,
+            metrics,
             state: Mutex::new(All {
                 queue: Queue::new(settings.limits),
                 jobs: HashMap::new(),

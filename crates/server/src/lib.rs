@@ -29,10 +29,12 @@ pub mod names;
 pub mod openapi;
 pub mod outbox;
 pub mod queue;
+pub mod reload;
 mod records;
 pub mod server;
 pub mod shelf;
 pub mod start;
+pub mod stock;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;

@@ -74,6 +74,12 @@ fn long() -> Histogram {
     Histogram::new(exponential_buckets(0.1, 2.0, 16))
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
 impl Metrics {
     /// All counters at zero. `more`: what is not counted but looked up when somebody asks: the queue, the store, the shelf.
     pub fn new(more: Vec<Box<dyn Collector>>) -> Self {
@@ -95,7 +101,12 @@ impl Metrics {
         registry.register("http_requests_running", "Requests without an answer yet", requests_now.clone());
         registry.register("http_refused", "Requests that were refused before any handler saw them", refused.clone());
         registry.register("jobs_ended", "Jobs by dialect and how they ended", jobs.clone());
-        registry.register_with_unit("job_duration", "How long jobs were computed", Unit::Seconds, job_seconds.clone());
+        registry.register_with_unit(
+            "job_duration",
+            "How long jobs that succeeded were computed",
+            Unit::Seconds,
+            job_seconds.clone(),
+        );
         registry.register("pictures", "Finished pictures", pictures.clone());
         registry.register("flagged", "Prompts and pictures that a gate stopped", flagged.clone());
         registry.register("fetches", "Pictures fetched for requests", fetches.clone());
@@ -135,10 +146,12 @@ impl Metrics {
         self.0.refused.get_or_create(&Refused { by }).inc();
     }
 
-    /// A job ended after so many seconds of computing.
+    /// A job ended; with `pictures`, after so many seconds of computing.
     pub fn job_ended(&self, dialect: &'static str, end: &'static str, seconds: f64, pictures: u64) {
         self.0.jobs.get_or_create(&Ended { dialect, end }).inc();
-        self.0.job_seconds.get_or_create(&ByDialect { dialect }).observe(seconds);
+        if pictures > 0 {
+            self.0.job_seconds.get_or_create(&ByDialect { dialect }).observe(seconds);
+        }
         self.0.pictures.get_or_create(&ByDialect { dialect }).inc_by(pictures);
     }
 

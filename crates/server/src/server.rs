@@ -15,9 +15,9 @@ use serde_json::json;
 use crate::{
     auth::{Auth, Caller},
     blobs::Blobs,
-    config::Config,
+    config::{Config, Wrong},
     dialect::Answer,
-    error::Fault,
+    error::{Fault, Stage},
     fetch::Fetcher,
     files,
     http::{self, fal::storage::Uploads},
@@ -25,7 +25,8 @@ use crate::{
     jobs::Jobs,
     journal::Journal,
     metrics::Metrics,
-    names, openapi,
+    openapi,
+    reload::{Reload, ReloadError, Reloaded},
     shelf::Shelf,
     webhook::Signing,
 };
@@ -54,6 +55,8 @@ pub struct Parts {
     pub uploads: Uploads,
     /// Models.
     pub shelf: Shelf,
+    /// How the configuration is read again.
+    pub reload: Reload,
     /// Numbers for Prometheus.
     pub metrics: Metrics,
     /// When the server started, seconds since 1970.
@@ -85,35 +88,57 @@ impl Server {
     /// # Errors
     /// [`Fault::UnknownModel`].
     pub fn model(&self, asked: Option<&str>) -> Result<String, Fault> {
-        let found = names::resolve(asked, &self.shelf_names(), &self.config.aliases).map(str::to_owned);
-        found.ok_or_else(|| Fault::UnknownModel(asked.unwrap_or("any").to_owned()))
+        self.shelf.stock().resolve(asked).ok_or_else(|| Fault::UnknownModel(asked.unwrap_or("any").to_owned()))
     }
 
-    /// Hands a job to the queue, if its caller's key may have one more that has not ended.
+    /// Hands a job to the queue, if its caller's key may have one more that has not ended, and the prompt passes the gate. One that
+    /// does not is refused at once, or is a job that has failed where its vendor does so ([`Dialect::tells_later`]) and the caller
+    /// does not wait.
     ///
     /// # Errors
-    /// [`Fault::Full`], or what [`Jobs::submit`] says.
-    pub async fn submit(&self, caller: &Caller, new: NewJob) -> Result<JobView, Fault> {
+    /// [`Fault::Full`], [`Fault::Flagged`], or what [`Jobs::submit`] says.
+    pub async fn submit(&self, caller: &Caller, mut new: NewJob) -> Result<JobView, Fault> {
         /// Seconds until it is worth another try: a picture's time, roughly.
         const LATER: u32 = 5;
 
         let has = self.jobs.unfinished(&caller.owner);
-        match caller.limits.queued {
-            Some(most) if has >= most as usize => {
-                let message = format!("this key may have {most} jobs that have not ended, and has {has}");
-                Err(Fault::Full { retry_after: LATER, message })
-            }
-            _ => self.jobs.submit(new).await,
+        if let Some(most) = caller.limits.queued
+            && has >= most as usize
+        {
+            let message = format!("this key may have {most} jobs that have not ended, and has {has}");
+            return Err(Fault::Full { retry_after: LATER, message });
         }
+        if let Ok(ask) = &new.ask
+            && let Err(fault) = self.screen(ask.prompt.clone()).await
+        {
+            if new.only_while_held || !new.dialect.tells_later() {
+                return Err(fault);
+            }
+            new.ask = Err(fault);
+        }
+        self.jobs.submit(new).await
     }
 
-    /// The names that clients are shown.
-    pub fn model_names(&self) -> Vec<String> {
-        names::listed(&self.shelf_names(), &self.config.aliases)
+    /// Asks the prompt gate.
+    async fn screen(&self, prompt: String) -> Result<(), Fault> {
+        let safety = self.shelf.stock().safety();
+        // Up to a second for the longest: the threads that serve have other things to do.
+        let screened = tokio::task::spawn_blocking(move || safety.screen(&prompt).map(drop)).await;
+        let screened = screened.map_err(|_| Fault::Failed("the prompt could not be looked at".into()))?;
+        screened.map_err(|refused| {
+            self.metrics.flagged(Stage::Prompt.name());
+            Fault::from(&refused)
+        })
     }
 
-    fn shelf_names(&self) -> Vec<String> {
-        self.shelf.models().into_iter().map(|model| model.name).collect()
+    /// Reads the configuration again; what is live is in force then.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; nothing was changed then.
+    pub async fn read_configuration(&self) -> Result<Reloaded, ReloadError> {
+        let this = self.clone();
+        let done = tokio::task::spawn_blocking(move || this.reload.apply(&this.shelf)).await;
+        done.unwrap_or_else(|_| Err(Wrong::Conflict("the configuration could not be read".into()).into()))
     }
 
     /// All routes. The guard goes around them.
@@ -124,6 +149,7 @@ impl Server {
             .merge(http::replicate::router())
             .merge(http::sdapi::router())
             .merge(http::native::router())
+            .merge(http::admin::router())
             .merge(files::router())
             .route("/healthz", get(alive))
             .route("/health", get(alive))

@@ -1,6 +1,7 @@
-//! The models that are served, under which names, and the LoRAs beside them. What is loaded is the engine's; this tells others of it.
+//! The models that are served, under which names, and the LoRAs beside them. What is loaded is the engine's; this tells others of it,
+//! and tells the engine what others wish.
 //!
-//! A name that is not here is refused: no request names a file. The list can be replaced and the LoRAs' folder is read whenever
+//! A name that is not here is refused: no request names a file. The [`Stock`] can be replaced and the LoRAs' folder is read whenever
 //! somebody asks, so neither needs a restart.
 
 use std::{
@@ -8,45 +9,19 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
-use flux::{
-    LoadOptions,
-    model::{ModelSpec, SearchPaths},
-};
 use serde::Serialize;
 
-use crate::{error::Fault, job::Millis};
+use crate::{
+    error::Fault,
+    job::Millis,
+    stock::{Served, Stock},
+};
 
 /// Most LoRAs that a folder is searched for.
 const MOST_LORAS: usize = 10_000;
-
-/// A model that is served.
-#[derive(Clone, Debug)]
-pub struct Served {
-    /// What it is called here.
-    pub name: String,
-    /// Where it is.
-    pub spec: ModelSpec,
-}
-
-/// What the shelf is set up with.
-#[derive(Clone, Debug, Default)]
-pub struct Stock {
-    /// In the order of the lists that clients see; the first is used where no model is named.
-    pub models: Vec<Served>,
-    /// Where models may lie.
-    pub search: SearchPaths,
-    /// How they are loaded.
-    pub options: LoadOptions,
-    /// Whether a request may have its pictures not looked at; what is looked at, `options.safety` says.
-    pub safety_optional: bool,
-    /// The operator's folder of LoRAs.
-    pub loras: Option<PathBuf>,
-    /// How long a model stays loaded after its last picture; `None`: for good.
-    pub keep_alive: Option<Duration>,
-}
 
 /// The handle; clones share the shelf.
 #[derive(Clone, Debug)]
@@ -57,6 +32,17 @@ struct Inner {
     stock: Arc<Stock>,
     /// Of models that were loaded at least once, by name.
     states: BTreeMap<String, Known>,
+    /// What the engine is to do when it has a moment.
+    wishes: Vec<Wish>,
+}
+
+/// What somebody wishes of the engine. The model is one of the shelf's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// The next picture shall not wait for this model.
+    Load(String),
+    /// The memory of this model is wanted for something else.
+    Unload(String),
 }
 
 /// What is known of a model that is or was loaded.
@@ -98,7 +84,7 @@ pub(crate) struct LoraFile {
 impl Shelf {
     /// With this on it.
     pub fn new(stock: Stock) -> Self {
-        Self(Arc::new(RwLock::new(Inner { stock: Arc::new(stock), states: BTreeMap::new() })))
+        Self(Arc::new(RwLock::new(Inner { stock: Arc::new(stock), states: BTreeMap::new(), wishes: Vec::new() })))
     }
 
     /// Puts other models in the place of those before; jobs that were accepted for one that is gone fail by its name.
@@ -144,8 +130,22 @@ impl Shelf {
         Ok(LoraFile { path, stamp: (found.len(), found.modified().ok()) })
     }
 
-    pub(crate) fn stock(&self) -> Arc<Stock> {
+    /// What is on it now.
+    pub fn stock(&self) -> Arc<Stock> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).stock.clone()
+    }
+
+    /// Has the engine do it, when it has a moment. The last wish about a model counts.
+    pub(crate) fn wish(&self, wish: Wish) {
+        let (Wish::Load(model) | Wish::Unload(model)) = &wish;
+        let mut inner = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        inner.wishes.retain(|(Wish::Load(other) | Wish::Unload(other))| other != model);
+        inner.wishes.push(wish);
+    }
+
+    /// What the engine is to do now.
+    pub(crate) fn wishes(&self) -> Vec<Wish> {
+        std::mem::take(&mut self.0.write().unwrap_or_else(PoisonError::into_inner).wishes)
     }
 
     /// Says what became of a model.
@@ -183,19 +183,18 @@ fn list(folder: &Path) -> BTreeMap<String, PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use flux::model::ModelSpec;
+
     use super::*;
 
     #[test]
     fn names_aliases_and_nothing_else() {
         let served = |name: &str| Served { name: name.into(), spec: ModelSpec::default() };
-        let stock = |models: Vec<Served>| Stock { models, ..Stock::default() };
-        let shelf = Shelf::new(stock(vec![served("pocket"), served("krea")]));
         let aliases =
             BTreeMap::from([("mine", "pocket"), ("pocket", "krea")].map(|(a, b)| (a.to_owned(), b.to_owned())));
-        let find = |asked: Option<&str>| {
-            let names: Vec<String> = shelf.models().into_iter().map(|model| model.name).collect();
-            crate::names::resolve(asked, &names, &aliases).map(str::to_owned)
-        };
+        let stock = |models: Vec<Served>| Stock { models, aliases: aliases.clone(), ..Stock::default() };
+        let shelf = Shelf::new(stock(vec![served("pocket"), served("krea")]));
+        let find = |asked: Option<&str>| shelf.stock().resolve(asked);
         assert_eq!(find(None), Some("pocket".into()));
         assert_eq!(find(Some("mine")), Some("pocket".into()));
         assert_eq!(find(Some("pocket")), Some("pocket".into()), "a name goes before an alias");
@@ -207,6 +206,16 @@ mod tests {
         assert_eq!(find(Some("mine")), None, "its model is gone");
         shelf.replace(Stock::default());
         assert!(find(None).is_none());
+    }
+
+    #[test]
+    fn the_last_wish_about_a_model_counts() {
+        let shelf = Shelf::new(Stock::default());
+        for wish in [Wish::Load("a".into()), Wish::Load("b".into()), Wish::Unload("a".into())] {
+            shelf.wish(wish);
+        }
+        assert_eq!(shelf.wishes(), [Wish::Load("b".into()), Wish::Unload("a".into())]);
+        assert_eq!(shelf.wishes(), []);
     }
 
     #[test]

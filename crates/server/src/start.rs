@@ -1,4 +1,5 @@
-//! The server's life: parts put together, ports opened, work done until a signal asks for the end.
+//! The server's life: parts put together, ports opened, work done until a signal asks for the end. SIGHUP reads the configuration
+//! again.
 
 use std::{
     io,
@@ -7,11 +8,6 @@ use std::{
     time::Duration,
 };
 
-use flux::{
-    LoadOptions, PromptCache,
-    model::{ModelSpec, SearchPaths},
-    safety::{Safety, SafetyConfig},
-};
 use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::{
@@ -30,26 +26,16 @@ use crate::{
     listen::{ListenError, Listeners},
     metrics::Metrics,
     queue::Limits,
+    reload::{Again, Reload},
     server::{Parts, Server},
-    shelf::{Served, Shelf, Stock},
+    shelf::Shelf,
+    stock::{Stock, Surroundings},
     webhook::{self, Signing},
     worker,
 };
 
-/// The model in the box, where no other is configured.
-const POCKET: &str = "pocket";
-
 /// How often blobs whose time is over are looked for.
 const SWEEP: Duration = Duration::from_mins(1);
-
-/// What the program knows and the configuration does not.
-#[derive(Clone, Debug, Default)]
-pub struct Surroundings {
-    /// Where models may lie.
-    pub search: SearchPaths,
-    /// How models are loaded: device and precision; the configuration has the rest.
-    pub options: LoadOptions,
-}
 
 /// Why the server does not run (any more).
 #[derive(Debug, thiserror::Error)]
@@ -82,17 +68,21 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-/// Runs a server until SIGTERM or SIGINT, then ends it in good order. `listening` hears the URLs when it can be reached.
+/// Runs a server until SIGTERM or SIGINT, then ends it in good order. `again` reads the configuration once more, on SIGHUP;
+/// `listening` hears the URLs when the server can be reached.
 ///
 /// # Errors
 /// [`StartError`].
 pub async fn serve(
     config: Config,
+    again: Again,
     surroundings: Surroundings,
     listening: impl FnOnce(&[String]),
 ) -> Result<(), StartError> {
     let end = signal()?;
-    let (listeners, running) = Running::start(config, surroundings).await?;
+    let (listeners, running) = Running::start(config, again, surroundings).await?;
+    #[cfg(unix)]
+    tokio::spawn(read_on_hangup(running.server.clone())?);
     listening(&listeners.urls());
     running.until(listeners, end).await
 }
@@ -110,11 +100,16 @@ impl Running {
     ///
     /// # Errors
     /// [`StartError`].
-    pub async fn start(config: Config, surroundings: Surroundings) -> Result<(Listeners, Self), StartError> {
+    pub async fn start(
+        config: Config,
+        again: Again,
+        surroundings: Surroundings,
+    ) -> Result<(Listeners, Self), StartError> {
+        let stock = Stock::configured(&config, &surroundings)?;
+        let reload = Reload::new(again, surroundings, config.clone());
         let config = Arc::new(config);
         let folder = &config.data_dir;
         std::fs::create_dir_all(folder).map_err(|source| StartError::Folder { path: folder.clone(), source })?;
-        let stock = stock(&config, surroundings)?;
         // Before the journal: of two servers on one folder and port this error is the clearer one.
         let listeners = Listeners::bind(&config)?;
         let journal = Journal::open(folder)?;
@@ -129,8 +124,8 @@ impl Running {
             keep: config.jobs.keep,
             most: config.jobs.count,
         };
-        let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher.clone())), settings).await?;
-        if stock.options.safety.as_ref().is_none_or(Safety::is_off) {
+        let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher.clone())), settings, metrics.clone()).await?;
+        if stock.safety().is_off() {
             tracing::warn!(
                 "the safety policy is off: the models' licence asks whoever deploys them for a filter or a review"
             );
@@ -147,6 +142,7 @@ impl Running {
             signing,
             uploads: Uploads::default(),
             shelf: shelf.clone(),
+            reload,
             metrics: metrics.clone(),
             started: now() / 1000,
         });
@@ -208,49 +204,27 @@ impl Prepare for Fetching {
     }
 }
 
-/// The models of the configuration. Each is looked for now, so that a name that leads nowhere is an error at the start.
-fn stock(config: &Config, surroundings: Surroundings) -> Result<Stock, StartError> {
-    let Surroundings { search, mut options } = surroundings;
-    options.memory_limit = config.memory_limit.map(|size| size.0).or(options.memory_limit);
-    let usual = SafetyConfig::default();
-    options.safety = Some(Safety::new(&SafetyConfig {
-        prompts: config.safety.prompts,
-        word_list: config.safety.words.clone(),
-        pictures: config.safety.pictures,
-        threshold: config.safety.threshold.map_or(usual.threshold, |threshold| threshold as f32),
-        ..usual
-    })?);
-    options.prompt_cache.get_or_insert_with(|| PromptCache::new(config.data_dir.join("prompts")));
-    let names = if config.models.is_empty() { vec![POCKET.to_owned()] } else { config.models.clone() };
-    let models = names.into_iter().map(|given| {
-        let spec = ModelSpec { model: (given != POCKET).then(|| given.clone()), ..ModelSpec::default() };
-        spec.find(&search)?;
-        Ok::<_, flux::Error>(Served { name: name_of(&given), spec })
-    });
-    Ok(Stock {
-        models: models.collect::<Result<_, _>>()?,
-        search: search.clone(),
-        options,
-        loras: config.loras.clone(),
-        safety_optional: config.safety.optional,
-        keep_alive: Some(config.keep_alive).filter(|time| *time != Duration::MAX),
-    })
-}
-
-/// What a model is called here: a path's last part, so that no client is told where it lies; a name as it is.
-fn name_of(given: &str) -> String {
-    let path = std::path::Path::new(given);
-    let is_path = path.is_absolute() || path.exists();
-    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
-    stem.filter(|_| is_path).map_or_else(|| given.to_owned(), |stem| stem.to_string_lossy().into_owned())
-}
-
 /// What signs the server's own tokens; kept, so that they outlive a restart.
 async fn seal(journal: &Journal) -> Result<[u8; 32], Fault> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let kept = journal.meta_or("seal", BASE64_STANDARD.encode(http::random::<32>())).await?;
     let bytes = BASE64_STANDARD.decode(&kept).ok().and_then(|bytes| bytes.try_into().ok());
     bytes.ok_or_else(|| Fault::Failed("the journal's seal is damaged".into()))
+}
+
+/// Reads the configuration whenever the operator asks for it by SIGHUP.
+#[cfg(unix)]
+fn read_on_hangup(server: Server) -> io::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            if let Err(error) = server.read_configuration().await {
+                // The operator's own file and names, for the operator.
+                tracing::error!(%error, "the new configuration cannot be used; nothing was changed");
+            }
+        }
+    })
 }
 
 /// Comes back when the operator or the system asks for the end.

@@ -7,12 +7,13 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews},
+    ask::{Ask, OutputSize},
     blobs::BlobId,
     error::{Fault, Stage},
-    job::{Dialect, Made, NewJob, Owner, Preview, Priority, Progress},
+    job::{Made, NewJob, Preview, Progress},
     jobs::{Jobs, Prepare, Run, Settings},
     journal::Journal,
+    metrics::Metrics,
     worker::{self, Engine},
 };
 
@@ -20,7 +21,7 @@ use crate::{
 pub(crate) async fn jobs(fake: Fake) -> (Jobs, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(folder.path()).unwrap();
-    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap();
+    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
     worker::spawn(jobs.clone(), move || fake).unwrap();
     (jobs, folder)
 }
@@ -117,46 +118,11 @@ impl Prepare for Unfetched {
 
 /// A job of four steps and one picture of 64×64 pixels.
 pub(crate) fn job(prompt: &str) -> NewJob {
-    NewJob {
-        dialect: Dialect::Native,
-        owner: Owner::anyone(),
-        endpoint: "images".into(),
-        ask: Ok(ask(prompt)),
-        raw: json!({"prompt": prompt}),
-        priority: Priority::Normal,
-        idempotency_key: None,
-        start_by: None,
-        finish_by: None,
-        only_while_held: false,
-        webhook: None,
-        secret: None,
-    }
+    NewJob { endpoint: "images".into(), raw: json!({"prompt": prompt}), ..NewJob::plain(ask(prompt)) }
 }
 
 /// See [`job`].
 pub(crate) fn ask(prompt: &str) -> Ask {
-    Ask {
-        model: "pocket".into(),
-        mode: Mode::Text,
-        prompt: prompt.into(),
-        negative_prompt: None,
-        size: OutputSize::Exact { width: 64, height: 64 },
-        steps: 4,
-        guidance: 3.5,
-        true_cfg: 1.0,
-        seed: 42,
-        pictures: 1,
-        given: Vec::new(),
-        mask: None,
-        format: flux::image_file::Format::Png,
-        quality: 90,
-        acceleration: Acceleration::None,
-        safety: true,
-        on_flagged: OnFlagged::Drop,
-        previews: Previews::default(),
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
-        loras: Vec::new(),
-        keep_seconds: 3600,
-    }
+    let size = OutputSize::Exact { width: 64, height: 64 };
+    Ask { size, steps: 4, guidance: 3.5, seed: 42, ..Ask::text("pocket", prompt) }
 }

@@ -16,14 +16,14 @@ use std::{
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
-use serde_json::json;
 use server::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
-    blobs::{BlobId, Blobs, Place},
+    ask::{Ask, Mode, OutputSize, Source},
+    blobs::{BlobId, Blobs, NewBlob, Place, Purpose},
     error::Fault,
-    job::{Dialect, JobView, Made, Moment, NewJob, Owner, Priority, Webhook},
+    job::{Dialect, JobView, Made, Moment, NewJob, Owner, Webhook},
     jobs::{Jobs, Prepare, Run, Settings, now},
     journal::Journal,
+    metrics::Metrics,
     worker::{self, Engine},
 };
 
@@ -168,7 +168,7 @@ async fn child(folder: &Path, finish: bool) {
     let journal = Journal::open(&folder.join("journal")).unwrap();
     let blobs = Blobs::open(&Place::Folder(folder.join("blobs")), 1 << 30).await.unwrap();
     let fetched = Fetched(blobs.clone());
-    let jobs = Jobs::open(journal.clone(), Arc::new(fetched), Settings::default()).await.unwrap();
+    let jobs = Jobs::open(journal.clone(), Arc::new(fetched), Settings::default(), Metrics::default()).await.unwrap();
     let stored = blobs.clone();
     worker::spawn(jobs.clone(), move || Quick(stored)).unwrap();
     say("ready");
@@ -230,43 +230,15 @@ async fn tell_all(jobs: &Jobs, journal: &Journal, blobs: &Blobs) {
 fn new_job(pictures: bool) -> NewJob {
     let url = || Source::Url { url: "https://example.com/a.png".into(), field: "image".into() };
     let ask = Ask {
-        model: "pocket".into(),
         mode: if pictures { Mode::Image { strength: 0.5 } } else { Mode::Text },
-        prompt: "a fox".into(),
-        negative_prompt: None,
         size: OutputSize::Exact { width: 64, height: 64 },
         steps: 4,
-        guidance: 3.5,
-        true_cfg: 1.0,
         seed: 42,
-        pictures: 1,
         given: pictures.then(url).into_iter().collect(),
-        mask: None,
-        format: flux::image_file::Format::Png,
-        quality: 90,
-        acceleration: Acceleration::None,
-        safety: true,
-        on_flagged: OnFlagged::Drop,
-        previews: Previews::default(),
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
-        loras: Vec::new(),
-        keep_seconds: 86_400,
+        ..Ask::text("pocket", "a fox")
     };
-    NewJob {
-        dialect: Dialect::Native,
-        owner: Owner::anyone(),
-        endpoint: "jobs".into(),
-        ask: Ok(ask),
-        raw: json!({}),
-        priority: Priority::Normal,
-        idempotency_key: None,
-        start_by: None,
-        finish_by: None,
-        only_while_held: false,
-        webhook: Some(Webhook { url: "http://example.com".into(), moments: vec![Moment::Completed] }),
-        secret: None,
-    }
+    let webhook = Webhook { url: "http://example.com".into(), moments: vec![Moment::Completed] };
+    NewJob { webhook: Some(webhook), ..NewJob::plain(ask) }
 }
 
 /// Takes a few milliseconds and stores a "picture", as the true engine does.
@@ -282,7 +254,10 @@ impl Engine for Quick {
         }
         let bytes = run.id().as_str().repeat(100);
         let count = bytes.len() as u64;
-        let put = self.0.put(bytes.into(), "image/png", "a.png", Duration::from_hours(24), run.owner());
+        let put = self.0.put(
+            bytes.into(),
+            NewBlob::new(Purpose::Result, "image/png", "a.png", Duration::from_hours(24), run.owner()),
+        );
         let blob = run.wait_for(put)?.id.clone();
         Ok(vec![Made { blob, mime: "image/png".into(), width: 64, height: 64, bytes: count, seed: 42, flagged: false }])
     }
@@ -295,7 +270,11 @@ impl Prepare for Fetched {
         let blobs = self.0.clone();
         async move {
             let keep = Duration::from_hours(24);
-            Ok(blobs.put_internal(url.into(), "image/png", "a.png", keep, &Owner::anyone()).await?.id.clone())
+            Ok(blobs
+                .put(url.into(), NewBlob::new(Purpose::Internal, "image/png", "a.png", keep, &Owner::anyone()))
+                .await?
+                .id
+                .clone())
         }
         .boxed()
     }

@@ -195,6 +195,14 @@ const NEVER: &str = "never";
 
 const UNITS: [(&str, u64); 4] = [("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
 
+/// A time as in a file.
+///
+/// # Errors
+/// What was expected, a sentence.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    Set::read(&Value::String(text.to_owned()))
+}
+
 impl Set for Duration {
     fn read(value: &Value) -> Result<Self, String> {
         const EXPECTED: &str = "seconds, or a number with a unit, as 30s, 15m, 12h or 7d, or never";

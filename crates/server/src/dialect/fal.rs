@@ -205,6 +205,7 @@ pub fn ask(app: &App, model: String, body: &Value, random: u32, keep_seconds: u6
         schedule: flux::schedule::ScheduleKind::default(),
         loras: Vec::new(),
         keep_seconds,
+        keep_alive_seconds: None,
     })
 }
 

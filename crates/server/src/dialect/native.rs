@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::{Answer, SEEDS, exact_size, instant, seed};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    config::time,
     error::{Fault, Rule},
     fields::{Field, Kind, Values, field, read},
     job::{JobView, Millis, Moment, Priority, Webhook},
@@ -15,7 +16,7 @@ use crate::{
 const KEEP: u64 = 24 * 3600;
 
 /// What `POST /api/v1/jobs` takes.
-pub const FIELDS: [Field; 30] = [
+pub const FIELDS: [Field; 31] = [
     field("model", Kind::Text(200), "Which model of the server; its first if none is named."),
     field("prompt", Kind::Text(100_000), "What to draw. May be left out for a variation of `image`.").default("\"\""),
     field("negative_prompt", Kind::Text(100_000), "What not to draw; counts where `true_cfg` is above 1."),
@@ -65,6 +66,11 @@ pub const FIELDS: [Field; 30] = [
     field("start_within", Kind::Number(0.0, 1e7), "Seconds; a job that has not begun by then fails."),
     field("finish_within", Kind::Number(0.0, 1e7), "Seconds; a job that has not ended by then is cancelled."),
     field("keep", Kind::Integer(60, 31_536_000), "Seconds that results are kept."),
+    field(
+        "keep_alive",
+        Kind::Any,
+        "How long the model stays loaded afterwards: seconds, or as 30m; 0; never: for good.",
+    ),
     field("webhook", Kind::Text(2000), "An address that is told when the job has ended."),
     field("wait", Kind::Flag, "Answer when the job has ended, and cancel it if the caller goes away.").default("false"),
 ];
@@ -151,6 +157,7 @@ pub fn ask(
             schedule: text("schedule").parse().map_err(|error| named("schedule", &error))?,
             loras: loras(values.get("loras"))?,
             keep_seconds: values.integer("keep").unwrap_or(KEEP),
+            keep_alive_seconds: values.get("keep_alive").map(keep_alive).transpose()?,
         },
     })
 }
@@ -179,6 +186,16 @@ fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
     let size = wish.size().map_err(wrong("size"))?;
     let times = size.upscale.unwrap_or(1);
     exact_size("resolution", size.width * times, size.height * times)
+}
+
+/// Seconds; `u64::MAX` for good.
+fn keep_alive(given: &Value) -> Result<u64, Fault> {
+    let read = match given {
+        Value::Number(number) => time(&number.to_string()),
+        Value::String(text) => time(text),
+        other => Err(format!("expected a time as 30m, got {other}")),
+    };
+    read.map(|time| time.as_secs()).map_err(|message| Fault::invalid("keep_alive", Rule::Other, message))
 }
 
 fn loras(given: Option<&Value>) -> Result<Vec<(String, f32)>, Fault> {
@@ -309,7 +326,13 @@ mod tests {
         let asked = asked(&body).unwrap();
         assert_eq!((asked.start_by, asked.finish_by, asked.priority), (Some(2_500), None, Priority::Low));
         assert_eq!(asked.ask.loras, [("a".to_owned(), 1.0), ("b".to_owned(), 0.5)]);
+        for (given, seconds) in [(json!("5m"), 300), (json!(0), 0), (json!(-1), u64::MAX), (json!("never"), u64::MAX)] {
+            let asked = super::tests::asked(&json!({"prompt": "x", "keep_alive": given})).unwrap();
+            assert_eq!(asked.ask.keep_alive_seconds, Some(seconds), "{given}");
+        }
         for wrong in [
+            json!({"prompt": "x", "keep_alive": "soon"}),
+            json!({"prompt": "x", "keep_alive": []}),
             json!({"prompt": "x", "loras": "a"}),
             json!({"prompt": "x", "loras": [1]}),
             json!({"prompt": "x", "width": 5}),

@@ -229,6 +229,7 @@ pub fn ask(
         schedule: flux::schedule::ScheduleKind::default(),
         loras: Vec::new(),
         keep_seconds: KEEP,
+        keep_alive_seconds: None,
     };
     let deliver = match asked_deliver {
         _ if stream => Deliver::Base64,

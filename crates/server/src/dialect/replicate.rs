@@ -126,6 +126,7 @@ pub fn ask(model: String, input: &Value, random: u32) -> Result<Ask, Fault> {
         schedule: flux::schedule::ScheduleKind::default(),
         loras: Vec::new(),
         keep_seconds: KEEP_SECONDS,
+        keep_alive_seconds: None,
     })
 }
 

@@ -110,6 +110,7 @@ pub fn ask(
         schedule: flux::schedule::ScheduleKind::default(),
         loras,
         keep_seconds: KEEP,
+        keep_alive_seconds: None,
     };
     Ok(Asked { ask, send_images: values.flag("send_images").unwrap_or(true) })
 }

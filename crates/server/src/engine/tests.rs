@@ -2,15 +2,21 @@
 
 use std::path::Path;
 
-use flux::{LoadOptions, image_file, model::ModelSpec, safety::SafetyConfig};
+use flux::{
+    LoadOptions,
+    image_file::{self, Format},
+    model::ModelSpec,
+    safety::SafetyConfig,
+};
 
 use super::*;
 use crate::{
     ask::{OutputSize, Previews},
-    blobs::Place,
+    blobs::{Place, Purpose},
     job::{JobView, NewJob, Owner, State},
     jobs::{Cancelling, Jobs, Settings},
     journal::Journal,
+    metrics::Metrics,
     testing::{self, Unfetched, job},
 };
 
@@ -29,7 +35,7 @@ async fn bench(stock: Stock) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(&folder.path().join("journal")).unwrap();
     let blobs = Blobs::open(&Place::Folder(folder.path().join("blobs")), 1 << 30).await.unwrap();
-    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap();
+    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
     let shelf = Shelf::new(stock);
     let (on_shelf, in_store) = (shelf.clone(), blobs.clone());
     worker::spawn(jobs.clone(), move || Studio::new(on_shelf, in_store, MetadataLevel::Full)).unwrap();
@@ -62,7 +68,10 @@ impl Bench {
     async fn upload(&self, picture: &[u8]) -> Source {
         let keep = Duration::from_mins(10);
         let owner = Owner::anyone();
-        let put = self.blobs.put_upload(picture.to_vec().into(), "image/png", "a.png", keep, &owner).await;
+        let put = self
+            .blobs
+            .put(picture.to_vec().into(), NewBlob::new(Purpose::Upload, "image/png", "a.png", keep, &owner))
+            .await;
         Source::Blob(put.unwrap().id.clone())
     }
 }
@@ -287,19 +296,61 @@ pub(crate) fn lora(path: &Path, size: u8) {
     std::fs::write(path, file).unwrap();
 }
 
-#[test]
-fn lines_look_like_tqdms() {
-    assert_eq!(line(14, 28, Duration::from_secs(7)), " 50%|#####     | 14/28 [00:07<00:07,  2.00it/s]");
-    assert_eq!(line(1, 28, Duration::from_secs(90)), "  4%|          | 1/28 [01:30<40:30, 90.00s/it]");
-    assert_eq!(line(4, 4, Duration::from_millis(200)), "100%|##########| 4/4 [00:00<00:00, 20.00it/s]");
+#[tokio::test]
+async fn what_is_held_waits_in_the_store_and_is_no_result() {
+    let gates = SafetyConfig { threshold: 1e-9, ..SafetyConfig::default() };
+    let options = LoadOptions { safety: Some(Safety::new(&gates).unwrap()), ..LoadOptions::default() };
+    let hold = Some(Duration::from_hours(1));
+    let bench = bench(Stock { options, hold, ..one_model() }).await;
+    let size = OutputSize::Exact { width: 100, height: 60 };
+    let view = bench.end(Ask { size, pictures: 2, ..ask("a red fox") }).await;
+    let Some(Fault::Flagged { stage: Stage::Picture, categories, .. }) = view.fault() else {
+        panic!("{:?}", view.fault())
+    };
+    assert_eq!(categories, &["sexual content"]);
+    let held = bench.blobs.list(|_| true);
+    assert_eq!(held.len(), 2);
+    for (blob, seed) in held.iter().zip([43, 42]) {
+        let about = blob.about.as_ref().unwrap();
+        assert_eq!((blob.purpose, &blob.owner), (Purpose::Held, &Owner::anyone()));
+        assert_eq!((about["job"].as_str(), about["seed"].as_u64()), (Some(view.id.as_str()), Some(seed)));
+        let file = bench.blobs.get(&blob.id).await.unwrap().1;
+        let picture = image_file::decode(&file).unwrap().picture;
+        assert_eq!((picture.width(), picture.height(), picture.is_flat()), (100, 60, false), "as it would have left");
+    }
+
+    let view = bench.end(Ask { on_flagged: OnFlagged::Black, ..ask("a red fox") }).await;
+    assert!(view.made()[0].flagged);
+    let (made, file) = bench.blobs.get(&view.made()[0].blob).await.unwrap();
+    assert_eq!(made.purpose, Purpose::Result);
+    assert!(image_file::decode(&file).unwrap().picture.as_ref().iter().all(|&byte| byte == 0));
+    assert_eq!(bench.blobs.list(|blob| blob.purpose == Purpose::Held).len(), 3);
 }
 
-#[test]
-fn previews_are_even_and_never_the_last() {
-    let after = |steps, count| (0..=steps).filter(|step| preview_after(*step, steps, count)).collect::<Vec<_>>();
-    assert_eq!(after(28, 3), [7, 14, 21]);
-    assert_eq!(after(4, 1), [2]);
-    assert_eq!(after(2, 3), [1], "fewer steps than previews");
-    assert!(after(1, 3).is_empty());
-    assert!(after(28, 0).is_empty());
+#[tokio::test]
+async fn models_are_loaded_and_unloaded_as_somebody_wishes() {
+    let bench = bench(Stock { models: vec![pocket("pocket"), pocket("other")], ..Stock::default() }).await;
+    let loaded = || bench.shelf.models().iter().map(|model| model.loaded).collect::<Vec<_>>();
+    let become_loaded = async |wanted: [bool; 2]| {
+        for _ in 0..500 {
+            if loaded() == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{:?} and not {wanted:?}", loaded());
+    };
+    bench.shelf.wish(Wish::Load("other".into()));
+    become_loaded([false, true]).await;
+    bench.files(ask("a fox")).await;
+    become_loaded([true, true]).await;
+    bench.shelf.wish(Wish::Unload("other".into()));
+    become_loaded([true, false]).await;
+    // A request's own time goes before the operator's, which is for good here.
+    bench.files(Ask { keep_alive_seconds: Some(0), ..ask("a fox") }).await;
+    become_loaded([false, false]).await;
+    // A list without it takes it from memory before anything else is asked.
+    bench.files(ask("a fox")).await;
+    bench.shelf.replace(Stock { models: vec![pocket("pocket"), pocket("other")], ..Stock::default() });
+    become_loaded([false, false]).await;
 }

@@ -16,7 +16,10 @@ use axum::{
 };
 
 use super::*;
-use crate::{blobs::Place, config::Size};
+use crate::{
+    blobs::{NewBlob, Place},
+    config::Size,
+};
 
 const PNG: &[u8] = b"\x89PNG\r\n\x1a\nand more";
 
@@ -202,8 +205,16 @@ async fn what_is_ours_is_not_asked_for() {
     let it = stand(|_| ()).await;
     let owner = Owner::anyone();
     let hour = Duration::from_hours(1);
-    let own = it.blobs.put(Bytes::from_static(PNG), "image/png", "0.png", hour, &owner).await.unwrap();
-    let held = it.blobs.put_internal(Bytes::from_static(PNG), "image/png", "0.png", hour, &owner).await.unwrap();
+    let own = it
+        .blobs
+        .put(Bytes::from_static(PNG), NewBlob::new(Purpose::Result, "image/png", "0.png", hour, &owner))
+        .await
+        .unwrap();
+    let held = it
+        .blobs
+        .put(Bytes::from_static(PNG), NewBlob::new(Purpose::Internal, "image/png", "0.png", hour, &owner))
+        .await
+        .unwrap();
     for base in ["http://localhost:8000", "https://fal.run", "http://10.0.0.1/darkroom", "https://pictures.example/v1"]
     {
         let fetched = it.fetcher.picture(&it.blobs.url(&own.id, base), "image_url").await;

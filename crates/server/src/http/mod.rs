@@ -1,5 +1,6 @@
 //! HTTP around the dialects: bodies in, answers out. What all of them need is here.
 
+pub mod admin;
 pub mod fal;
 pub mod form;
 pub mod native;

@@ -15,12 +15,14 @@ use serde_json::{Value, json};
 use super::{events, good, object, patience::patient, random_seed, respond, text};
 use crate::{
     auth::Caller,
+    blobs::Purpose,
     dialect::{Answer, instant, native},
-    error::{Fault, Rule},
+    error::{Fault, Rule, Stage},
     guard::PublicUrl,
     job::{Dialect, JobId, JobView, Made, NewJob},
     jobs::now,
     server::Server,
+    shelf::ModelState,
 };
 
 /// Jobs of one page.
@@ -36,12 +38,30 @@ pub fn router() -> Router<Server> {
         .route("/api/v1/models", get(models))
 }
 
-fn refused(fault: &Fault) -> Response<Body> {
+pub(super) fn refused(fault: &Fault) -> Response<Body> {
     respond(&native::error(fault))
 }
 
 fn shown(server: &Server, base: &PublicUrl, job: &JobView) -> Value {
-    native::job(job, &base.0, &|made: &Made| server.blobs.url(&made.blob, &base.0))
+    let mut shown = native::job(job, &base.0, &|made: &Made| server.blobs.url(&made.blob, &base.0));
+    if was_flagged(job) {
+        let job_name = job.id.as_str();
+        let released = server.blobs.list(|blob| {
+            let of = blob.about.as_ref().and_then(|about| about["job"].as_str());
+            blob.purpose == Purpose::Result && of == Some(job_name)
+        });
+        shown["released"] = released.iter().map(|blob| Value::from(server.blobs.url(&blob.id, &base.0))).collect();
+    }
+    shown
+}
+
+/// Whether a picture of it may wait for a person, or may have waited.
+fn was_flagged(job: &JobView) -> bool {
+    let missing = job.ask.as_ref().is_some_and(|ask| job.made().len() < ask.pictures as usize);
+    match job.fault() {
+        Some(fault) => matches!(fault, Fault::Flagged { stage: Stage::Picture, .. }),
+        None => job.state.is_final() && (missing || job.made().iter().any(|made| made.flagged)),
+    }
 }
 
 async fn submit(
@@ -186,16 +206,12 @@ async fn follow(
 }
 
 async fn models(State(server): State<Server>) -> Response<Body> {
-    {
-        let models: Vec<Value> = server
-            .shelf
-            .models()
-            .into_iter()
-            .map(|model| {
-                json!({"name": model.name, "family": model.family, "notice": model.notice, "loaded": model.loaded,
-                "bytes": model.bytes, "last_used": model.last_used.map(instant)})
-            })
-            .collect();
-        good(json!({"models": models, "names": server.model_names(), "loras": server.shelf.loras()}))
-    }
+    let models: Vec<Value> = server.shelf.models().iter().map(model_shown).collect();
+    good(json!({"models": models, "names": server.shelf.stock().listed(), "loras": server.shelf.loras()}))
+}
+
+/// A model as this dialect shows it.
+pub(super) fn model_shown(model: &ModelState) -> Value {
+    json!({"name": model.name, "family": model.family, "notice": model.notice, "loaded": model.loaded,
+        "bytes": model.bytes, "last_used": model.last_used.map(instant)})
 }

@@ -20,7 +20,7 @@ use super::{events, form::Form, good, object, patience::patient, random_seed, re
 use crate::{
     ask::{Ask, Source},
     auth::Caller,
-    blobs::Blobs,
+    blobs::{Blobs, NewBlob, Purpose},
     dialect::{
         Answer,
         openai::{self, Common, Deliver, Files, Route, Shown},
@@ -124,7 +124,8 @@ async fn pictures(
     let store = async |file: &super::form::File| {
         let mime = file.mime.as_deref().unwrap_or("application/octet-stream");
         let name = file.called.as_deref().unwrap_or("image");
-        let blob = blobs.put_internal(file.bytes.clone(), mime, name, KEEP_GIVEN, &caller.owner).await?;
+        let new = NewBlob::new(Purpose::Internal, mime, name, KEEP_GIVEN, &caller.owner);
+        let blob = blobs.put(file.bytes.clone(), new).await?;
         Ok::<_, Fault>(Source::Blob(blob.id.clone()))
     };
     // Only the first is used; what is not used is not kept.
@@ -276,7 +277,7 @@ fn failed(fault: &Fault) -> (String, Value) {
 
 /// The list that OpenAI's and Replicate's clients ask for at the same address: each finds its own key.
 async fn models(State(server): State<Server>, Extension(base): Extension<PublicUrl>) -> Response<Body> {
-    let names = server.model_names();
+    let names = server.shelf.stock().listed();
     let data: Vec<Value> = names.iter().map(|name| openai::model(name, server.started)).collect();
     let results = super::replicate::models(&server, &base.0);
     good(json!({"object": "list", "data": data, "results": results, "next": null, "previous": null}))

@@ -129,7 +129,8 @@ fn model_of(server: &Server, version: &str) -> Result<String, Fault> {
 
 /// Names that Replicate's clients can ask for.
 fn names(server: &Server) -> Vec<String> {
-    let mut names: Vec<_> = server.model_names().into_iter().filter(|name| name.matches('/').count() == 1).collect();
+    let mut names: Vec<_> =
+        server.shelf.stock().listed().into_iter().filter(|name| name.matches('/').count() == 1).collect();
     if server.model(Some(replicate::MODEL)).is_ok() && !names.iter().any(|name| name == replicate::MODEL) {
         names.insert(0, replicate::MODEL.to_owned());
     }

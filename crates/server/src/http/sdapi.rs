@@ -146,7 +146,7 @@ async fn interrupt(State(server): State<Server>, Extension(caller): Extension<Ca
 }
 
 async fn options(State(server): State<Server>) -> Response<Body> {
-    good(sdapi::options(server.model_names().first().map_or("", String::as_str)))
+    good(sdapi::options(server.shelf.stock().listed().first().map_or("", String::as_str)))
 }
 
 /// Options belong to the operator; front ends send theirs and look only whether that went well.
@@ -155,7 +155,7 @@ async fn set_options() -> Response<Body> {
 }
 
 async fn models(State(server): State<Server>) -> Response<Body> {
-    let models: Vec<Value> = server.model_names().iter().map(|name| sdapi::model(name)).collect();
+    let models: Vec<Value> = server.shelf.stock().listed().iter().map(|name| sdapi::model(name)).collect();
     good(json!(models))
 }
 

@@ -244,14 +244,24 @@ impl Shared {
     /// Called on the journal's thread.
     fn ended(&self, id: &JobId, outcome: Arc<Outcome>, ask: Option<Arc<Ask>>, at: Millis) {
         let mut all = self.lock();
-        match &*outcome {
+        let (how, made, seconds) = match &*outcome {
             Outcome::Succeeded { pictures, seconds } => {
                 all.counts.succeeded += 1;
-                all.counts.pictures += pictures.len() as u64;
-                all.counts.seconds += seconds;
+                ("succeeded", pictures.len() as u64, *seconds)
             }
-            Outcome::Failed(_) => all.counts.failed += 1,
-            Outcome::Cancelled => all.counts.cancelled += 1,
+            Outcome::Failed(_) => {
+                all.counts.failed += 1;
+                ("failed", 0, 0.0)
+            }
+            Outcome::Cancelled => {
+                all.counts.cancelled += 1;
+                ("cancelled", 0, 0.0)
+            }
+        };
+        all.counts.pictures += made;
+        all.counts.seconds += seconds;
+        if let Some(live) = all.jobs.get(id) {
+            self.metrics.job_ended(live.shown.borrow().view.dialect.name(), how, seconds, made);
         }
         if let Some(live) = all.jobs.get_mut(id) {
             live.shown.send_modify(|shown| {

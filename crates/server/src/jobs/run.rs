@@ -11,6 +11,7 @@ use std::{
 use super::{Shared, now};
 use crate::{
     ask::Ask,
+    error::Stage,
     job::{JobId, LogLine, Moment, Outcome, Owner, Preview, Progress},
     queue::Event,
 };
@@ -77,6 +78,11 @@ impl Run {
         if webhook.is_some_and(|webhook| webhook.moments.contains(&Moment::Logs)) {
             let _ = self.shared.chatter.send(self.id.clone()); // nobody listens: nothing lost
         }
+    }
+
+    /// A gate stopped something.
+    pub fn flagged(&self, stage: Stage) {
+        self.shared.metrics.flagged(stage.name());
     }
 
     /// A picture of progress.

@@ -33,7 +33,7 @@ async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 /// Jobs without a worker.
 async fn idle(folder: &std::path::Path) -> Jobs {
     let journal = Journal::open(folder).unwrap();
-    Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap()
+    Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap()
 }
 
 /// As if the process had died: nothing more is said to the journal.
@@ -47,7 +47,7 @@ async fn die(jobs: Jobs) {
 async fn reopened(folder: &std::path::Path) -> Jobs {
     for _ in 0..600 {
         if let Ok(journal) = Journal::open(folder) {
-            return Jobs::open(journal, Arc::new(Unfetched), Settings::default()).await.unwrap();
+            return Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }

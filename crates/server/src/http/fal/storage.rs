@@ -22,7 +22,7 @@ use serde_json::{Map, Value, json};
 use super::{Asked, refused};
 use crate::{
     auth::{Caller, Use},
-    blobs::{BlobId, file_name, now},
+    blobs::{BlobId, NewBlob, Purpose, file_name, now},
     dialect::{Answer, instant_with_offset},
     error::{Fault, Rule},
     guard::PublicUrl,
@@ -177,7 +177,7 @@ async fn upload(
     let name = called(text(&headers, "x-fal-file-name"));
     let kept = async {
         let keep = keep(&server, &headers);
-        server.blobs.put_upload(whole(body)?, &mime(&headers), &name, keep, &caller.owner).await
+        server.blobs.put(whole(body)?, NewBlob::new(Purpose::Upload, &mime(&headers), &name, keep, &caller.owner)).await
     };
     answered(kept.await.map(|blob| json!({"access_url": server.blobs.url(&blob.id, root(&base))})))
 }
@@ -211,7 +211,9 @@ async fn put_whole(
     let kept = async {
         let (caller, id) = uploader(&server, &token, &id)?;
         let keep = keep(&server, &headers);
-        server.blobs.put_upload_as(id, whole(body)?, &mime(&headers), &name, keep, &caller.owner).await
+        let mime = mime(&headers);
+        let new = NewBlob::new(Purpose::Upload, &mime, &name, keep, &caller.owner);
+        server.blobs.put_told(id, whole(body)?, new).await
     };
     answered(kept.await.map(|_| json!({})))
 }
@@ -249,7 +251,8 @@ async fn keep_part(
             .ok_or_else(|| Fault::invalid("part", Rule::Other, format!("has to be a number from 1 to {MOST_PARTS}")))?;
         let body = whole(body)?;
         let size = body.len() as u64;
-        let blob = server.blobs.put_internal(body, "application/octet-stream", "part", LASTS, &caller.owner).await?;
+        let new = NewBlob::new(Purpose::Internal, "application/octet-stream", "part", LASTS, &caller.owner);
+        let blob = server.blobs.put(body, new).await?;
         match server.uploads.add(&id, number, (blob.id.clone(), size), server.config.limits.upload.0) {
             Ok(None) => {}
             Ok(Some(before)) => server.blobs.delete(&before).await?,
@@ -309,7 +312,10 @@ async fn put_together(server: &Server, token: &str, id: &str, name: &str, header
         let keep = keep(server, headers);
         // The type that was told at the beginning is forgotten; what the bytes begin like decides.
         let mime = "application/octet-stream";
-        server.blobs.put_upload_as(id, whole.freeze(), mime, name, keep, &caller.owner).await?;
+        server
+            .blobs
+            .put_told(id, whole.freeze(), NewBlob::new(Purpose::Upload, mime, name, keep, &caller.owner))
+            .await?;
         for (part, _) in parts.kept.into_values() {
             let _ = server.blobs.delete(&part).await;
         }

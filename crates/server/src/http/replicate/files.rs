@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{Asked, answered, event_id, output};
 use crate::{
     auth::Caller,
-    blobs::{Blob, BlobId, Purpose},
+    blobs::{Blob, BlobId, NewBlob, Purpose},
     dialect::{ascii_json, replicate},
     error::{Fault, Rule},
     guard::PublicUrl,
@@ -29,14 +29,15 @@ pub(super) fn router() -> Router<Server> {
     Router::new().route("/v1/files", get(list).post(upload)).route("/v1/files/{id}", get(show).delete(forget))
 }
 
-fn shown(server: &Server, base: &PublicUrl, blob: &Blob, metadata: &Value) -> Value {
+fn shown(server: &Server, base: &PublicUrl, blob: &Blob) -> Value {
+    let nothing = json!({});
     replicate::file(&replicate::File {
         id: &blob.id.0,
         name: &blob.name,
         mime: &blob.mime,
         size: blob.bytes,
         sha256: &blob.sha256,
-        metadata,
+        metadata: blob.about.as_ref().unwrap_or(&nothing),
         created: blob.created,
         expires: blob.expires,
         url: &server.blobs.url(&blob.id, &base.0),
@@ -61,15 +62,15 @@ async fn upload(
         let name = said("filename").or(file.called.as_deref()).unwrap_or("file");
         let mime = said("type").or(file.mime.as_deref()).unwrap_or("application/octet-stream");
         let keep = server.config.store.uploads;
-        let blob = server.blobs.put_upload(file.bytes, mime, name, keep, &caller.owner).await?;
-        Ok(shown(&server, &base, &blob, &metadata.unwrap_or_else(|| json!({}))))
+        let new = NewBlob { about: metadata, ..NewBlob::new(Purpose::Upload, mime, name, keep, &caller.owner) };
+        Ok(shown(&server, &base, &*server.blobs.put(file.bytes, new).await?))
     };
     answered(201, kept.await)
 }
 
 async fn list(State(server): State<Server>, (Extension(caller), Extension(base)): Asked) -> Response<Body> {
-    let files = server.blobs.uploads(&caller.owner);
-    let results: Vec<_> = files.iter().map(|blob| shown(&server, &base, blob, &json!({}))).collect();
+    let files = server.blobs.list(|blob| blob.owner == caller.owner && blob.purpose == Purpose::Upload);
+    let results: Vec<_> = files.iter().map(|blob| shown(&server, &base, blob)).collect();
     answered(200, Ok(json!({"previous": null, "next": null, "results": results})))
 }
 
@@ -89,7 +90,7 @@ async fn show(
     if let Some(secret) = id.strip_prefix("stream-") {
         return streamed(&server, secret, base).await;
     }
-    answered(200, find(&server, &caller, &id).map(|blob| shown(&server, &base, &blob, &json!({}))))
+    answered(200, find(&server, &caller, &id).map(|blob| shown(&server, &base, &blob)))
 }
 
 async fn forget(
