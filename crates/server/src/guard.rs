@@ -404,17 +404,15 @@ fn host_of(authority: &str) -> &str {
     }
 }
 
-/// What the log has of a path: nothing that works as a key.
+/// What the log has of a path: nothing that works as a key, and no name of a file, which is half of its URL.
 fn shown(path: &str) -> &str {
-    if path.starts_with("/files/") {
-        "/files/…"
-    } else if path.starts_with("/v1/files/stream-") {
-        "/v1/files/stream-…"
-    } else if path.starts_with("/fal/cdn/") {
-        "/fal/cdn/…"
-    } else {
-        path
-    }
+    const SECRETS: [(&str, &str); 4] = [
+        ("/files/", "/files/…"),
+        ("/v1/files/", "/v1/files/…"),
+        ("/fal/cdn/", "/fal/cdn/…"),
+        ("/api/v1/admin/held/", "/api/v1/admin/held/…"),
+    ];
+    SECRETS.iter().find(|(beginning, _)| path.starts_with(beginning)).map_or(path, |(_, shown)| shown)
 }
 
 /// An answer in the dialect's own words.

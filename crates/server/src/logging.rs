@@ -1,5 +1,7 @@
 //! The log: lines or JSON on standard error. Above `trace` there is no prompt in it, no path of a user, no key, no URL that works as one.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::{EnvFilter, filter::ParseError, fmt};
 
 use crate::config::{Log, LogFormat};
@@ -24,7 +26,7 @@ pub enum LogError {
 /// [`LogError`], for the operator.
 pub fn start(log: &Log) -> Result<(), LogError> {
     let filter = EnvFilter::builder().parse(format!("{QUIET},{}", log.filter))?;
-    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match log.format {
         LogFormat::Text => lines.with_target(false).try_init(),
         LogFormat::Json => lines.json().flatten_event(true).try_init(),

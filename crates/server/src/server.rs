@@ -122,7 +122,7 @@ impl Server {
     /// Asks the prompt gate.
     async fn screen(&self, prompt: String) -> Result<(), Fault> {
         let safety = self.shelf.stock().safety();
-        // Up to a second for the longest: the threads that serve have other things to do.
+        // Up to 150 ms for the longest: the threads that serve have other things to do.
         let screened = tokio::task::spawn_blocking(move || safety.screen(&prompt).map(drop)).await;
         let screened = screened.map_err(|_| Fault::Failed("the prompt could not be looked at".into()))?;
         screened.map_err(|refused| {
