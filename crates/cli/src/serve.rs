@@ -145,7 +145,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .map_err(|error| match error {
             start::StartError::Config(wrong) => Usage(wrong.to_string()).into(),
             start::StartError::Model(error) => error.into(),
-            other => anyhow::Error::from(other),
+            // Its sentence has the cause in it.
+            other => anyhow::Error::msg(other.to_string()),
         })
 }
 

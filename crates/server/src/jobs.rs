@@ -523,7 +523,9 @@ impl Follower {
         let mut changed = self.last.is_none();
         loop {
             self.line.mark_unchanged();
-            let view = self.shared.with_place(self.shown.borrow_and_update().view.clone());
+            // Let go of before the place is looked up: whoever shows has the lock on all jobs and wants this one.
+            let view = self.shown.borrow_and_update().view.clone();
+            let view = self.shared.with_place(view);
             let seen = (view.state, view.position);
             if changed || self.last != Some(seen) {
                 if self.last.is_some_and(|(state, _)| state.is_final()) {

@@ -237,6 +237,16 @@ impl Journal {
         self.0.failing.load(Ordering::Relaxed)
     }
 
+    /// Whether it can be written now. If the last write failed it is tried: where nobody sends work to a server that is not ready, no
+    /// other write would tell that there is room again.
+    pub async fn is_writable(&self) -> bool {
+        let probe = |connection: &Connection| {
+            let beat = "INSERT INTO meta (name, value) VALUES ('probe', '') ON CONFLICT (name) DO UPDATE SET value = value || ''";
+            connection.execute(beat, []).map(drop)
+        };
+        !self.is_failing() || self.write(probe).await.is_ok()
+    }
+
     /// Waits until all that was sent before is on the disk or has failed.
     pub async fn flush(&self) {
         let _ = self.write(|_| Ok(())).await;

@@ -168,7 +168,7 @@ async fn alive() -> Response<Body> {
 
 /// Whether work is taken: the journal can be written, and the server is not on its way out.
 async fn ready(State(server): State<Server>) -> Response<Body> {
-    let problem = if server.journal.is_failing() {
+    let problem = if !server.journal.is_writable().await {
         Some("the journal cannot be written")
     } else if server.jobs.is_closed() {
         Some("the server is shutting down")

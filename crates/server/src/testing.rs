@@ -19,7 +19,11 @@ use crate::{
 
 /// Jobs with the [`Fake`] engine; they live as long as the folder.
 pub(crate) async fn jobs(fake: Fake) -> (Jobs, TempDir) {
-    let folder = tempfile::tempdir().unwrap();
+    jobs_in(tempfile::tempdir().unwrap(), fake).await
+}
+
+/// The same in this folder.
+pub(crate) async fn jobs_in(folder: TempDir, fake: Fake) -> (Jobs, TempDir) {
     let journal = Journal::open(folder.path()).unwrap();
     let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
     worker::spawn(jobs.clone(), move || fake).unwrap();

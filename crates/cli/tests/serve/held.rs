@@ -4,11 +4,11 @@ use std::process::Stdio;
 
 use serde_json::json;
 
-use crate::up::{Up, darkroom};
+use crate::up::{DARKROOM, Up, program};
 
 /// A key of this scope and owner.
 fn key(folder: &tempfile::TempDir, name: &str, scope: &str) -> String {
-    let mut command = darkroom(folder.path());
+    let mut command = program(DARKROOM, folder.path());
     command.args(["keys", "add", name, "--scope", scope]).stderr(Stdio::null());
     let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
     said.split_whitespace().find(|word| word.starts_with("dr")).unwrap_or_else(|| panic!("no key: {said}")).to_owned()

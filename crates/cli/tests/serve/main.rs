@@ -1,8 +1,11 @@
-//! `darkroom serve` as a process: attacks on every dialect, pictures that wait for a person, a configuration that changes.
+//! `darkroom serve` as a process: attacks on every dialect, pictures that wait for a person, a configuration that changes, a
+//! disk that is full.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod attacks;
+#[cfg(target_os = "linux")]
+mod disk;
 mod held;
 mod live;
 mod up;

@@ -44,9 +44,12 @@ impl Answer {
     }
 }
 
+/// The program that is tested.
+pub(crate) const DARKROOM: &str = env!("CARGO_BIN_EXE_darkroom");
+
 /// A program that sees nothing of the machine's own settings.
-pub(crate) fn darkroom(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_darkroom"));
+pub(crate) fn program(name: &str, folder: &Path) -> Command {
+    let mut command = Command::new(name);
     command.env("HOME", folder).env("DARKROOM_DATA", folder.join("data")).current_dir(folder);
     for name in ["XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "DARKROOM_CACHE", "DARKROOM_CONFIG"] {
         command.env_remove(name);
@@ -60,8 +63,13 @@ impl Up {
     }
 
     pub(crate) fn start_in(folder: TempDir, args: &[&str]) -> Self {
-        let mut command = darkroom(folder.path());
+        let mut command = program(DARKROOM, folder.path());
         command.args(["serve", "--listen", "127.0.0.1:0", "--threads", "2"]).args(args);
+        Self::listening(folder, command)
+    }
+
+    /// What is started by `command`, when it listens.
+    pub(crate) fn listening(folder: TempDir, mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (told, heard) = mpsc::channel();

@@ -367,3 +367,30 @@ async fn a_journal_cut_anywhere_opens() {
         assert_eq!(found.len(), promised, "cut at {cut} of {last}");
     }
 }
+
+/// Those who look and the worker that shows want the lock on all jobs and the one on a view: nobody may hold a view's while he waits
+/// for the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn looking_while_a_job_begins_holds_nobody_up() {
+    // In memory, where there is such a folder: a start that takes no time meets those who look.
+    let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+    let (jobs, _folder) = testing::jobs_in(folder, Fake::default()).await;
+    let many = async {
+        for _ in 0..60 {
+            let taken = jobs.submit(job("a fox")).await.unwrap();
+            let looking = (0..200).map(|_| {
+                let (jobs, id) = (jobs.clone(), taken.id.clone());
+                tokio::spawn(async move { jobs.wait(&id).await.unwrap().state })
+            });
+            for state in futures_util::future::join_all(looking.collect::<Vec<_>>()).await {
+                assert_eq!(state.unwrap(), State::Succeeded);
+            }
+        }
+    };
+    let minute = tokio::time::timeout(Duration::from_mins(1), many);
+    if minute.await.is_err() {
+        // The runtime would wait for the threads that are stuck.
+        eprintln!("somebody holds a lock that somebody else waits for");
+        std::process::abort();
+    }
+}
