@@ -4,6 +4,8 @@
 //! and the index, which is in memory, is read again from the store itself. A `put` that says yes is on the disk (fsync).
 //! Blobs end with their time; above the quota the oldest of whoever holds the most go first.
 
+#[cfg(feature = "s3")]
+mod bucket;
 mod media;
 
 use std::{
@@ -182,7 +184,7 @@ impl Place {
         return Ok(Self::S3(config.s3.clone()));
         #[cfg(not(feature = "s3"))]
         Err(Wrong::Conflict(
-            "s3.bucket: this program was built without S3; hint: cargo build --release --features s3".into(),
+            "s3.bucket: this program was built without S3; hint: leave --no-default-features out".into(),
         ))
     }
 }
@@ -193,6 +195,7 @@ pub struct Blobs(Arc<Inner>);
 
 struct Inner {
     store: Arc<dyn ObjectStore>,
+    place: Place,
     index: Mutex<Index>,
     quota: u64,
 }
@@ -215,7 +218,7 @@ impl Blobs {
     /// Opens the store and reads what is in it. `quota`: bytes, at most.
     ///
     /// # Errors
-    /// [`Fault::Unavailable`] if the folder cannot be made or read.
+    /// [`Fault::Unavailable`] if the folder cannot be made or read, or the bucket not be listed: for the operator.
     pub async fn open(place: &Place, quota: u64) -> Result<Self, Fault> {
         let store: Arc<dyn ObjectStore> = match place {
             Place::Folder(folder) => {
@@ -224,10 +227,15 @@ impl Blobs {
                 Arc::new(opened.map_err(|_| Fault::Unavailable("the folder for pictures could not be opened".into()))??)
             }
             #[cfg(feature = "s3")]
-            Place::S3(s3) => bucket(s3)?,
+            Place::S3(s3) => bucket::open(s3)?,
         };
-        let blobs = Self(Arc::new(Inner { store, index: Mutex::default(), quota }));
-        blobs.read_index().await?;
+        let blobs = Self(Arc::new(Inner { store, place: place.clone(), index: Mutex::default(), quota }));
+        blobs.read_index().await.map_err(|error| match place {
+            Place::Folder(_) => fault(&error),
+            #[cfg(feature = "s3")]
+            Place::S3(s3) => bucket::refused(s3, &error),
+        })?;
+        blobs.sweep().await;
         Ok(blobs)
     }
 
@@ -286,7 +294,7 @@ impl Blobs {
             line.push(b'\n');
             let skip = line.len() as u64;
             let payload = PutPayload::from_iter([Bytes::from(line), bytes]);
-            self.0.store.put(&place, payload).await.map_err(|error| fault(&error))?;
+            self.0.store.put(&place, payload).await.map_err(|error| self.fault(&error))?;
             Ok(Entry { blob: Arc::new(blob), skip })
         };
         let written = written.await;
@@ -324,7 +332,7 @@ impl Blobs {
             return Ok((entry.blob, Bytes::new()));
         }
         let place = id.place().ok_or_else(not_found)?;
-        let bytes = self.0.store.get_range(&place, from..to).await.map_err(|error| fault(&error))?;
+        let bytes = self.0.store.get_range(&place, from..to).await.map_err(|error| self.fault(&error))?;
         Ok((entry.blob, bytes))
     }
 
@@ -340,8 +348,13 @@ impl Blobs {
     ) -> Result<BoxStream<'static, Result<Bytes, io::Error>>, Fault> {
         let entry = self.entry(id).ok_or_else(not_found)?;
         let place = id.place().ok_or_else(not_found)?;
-        let options = GetOptions { range: Some((entry.skip + from..entry.skip + to).into()), ..GetOptions::default() };
-        let got = self.0.store.get_opts(&place, options).await.map_err(|error| fault(&error))?;
+        let (from, to) = (entry.skip + from, entry.skip + to);
+        #[cfg(feature = "s3")]
+        if let Place::S3(_) = self.0.place {
+            return bucket::read(&self.0.store, place, from, to).await;
+        }
+        let options = GetOptions { range: Some((from..to).into()), ..GetOptions::default() };
+        let got = self.0.store.get_opts(&place, options).await.map_err(|error| self.fault(&error))?;
         Ok(got.into_stream().map_err(|_| io::Error::other("the store failed")).boxed())
     }
 
@@ -353,7 +366,7 @@ impl Blobs {
         let Some(place) = id.place() else { return Ok(()) };
         match self.0.store.delete(&place).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-            Err(error) => return Err(fault(&error)),
+            Err(error) => return Err(self.fault(&error)),
         }
         let mut index = self.index();
         if let Some(entry) = index.entries.remove(id) {
@@ -449,26 +462,31 @@ impl Blobs {
         Ok(())
     }
 
-    async fn read_index(&self) -> Result<(), Fault> {
+    async fn read_index(&self) -> object_store::Result<()> {
         let store = &self.0.store;
-        let objects = store.list(None).map_err(|error| fault(&error));
-        let read = objects.map_ok(|object| async move { Ok(read_line(store.as_ref(), object).await) });
-        let mut entries: Vec<Result<Entry, Path>> = read.try_buffer_unordered(32).try_collect().await?;
-        for broken in entries.extract_if(.., |entry| entry.is_err()) {
-            if let Err(place) = broken {
-                // Not ours, or of another version: it may be somebody's, so it stays.
-                tracing::warn!(object = place.filename().unwrap_or(""), "not a blob: left alone");
-            }
+        let far = !matches!(self.0.place, Place::Folder(_));
+        let lines = store.list(None).map_ok(|object| read_line(store.as_ref(), object, far));
+        let read: Vec<Option<Entry>> = lines.try_buffer_unordered(32).try_collect().await?;
+        let strange = read.iter().filter(|entry| entry.is_none()).count();
+        if strange > 0 {
+            // Not ours, or of another version: it may be somebody's, so it stays.
+            tracing::warn!(objects = strange, "in the store of pictures is what is no blob: left alone");
         }
-        {
-            let mut index = self.index();
-            for entry in entries.into_iter().flatten() {
-                index.used += entry.blob.bytes;
-                index.entries.insert(entry.blob.id.clone(), entry);
-            }
+        let mut index = self.index();
+        for entry in read.into_iter().flatten() {
+            index.used += entry.blob.bytes;
+            index.entries.insert(entry.blob.id.clone(), entry);
         }
-        self.sweep().await;
         Ok(())
+    }
+
+    /// What a failure of the store is for the one who asked.
+    fn fault(&self, error: &object_store::Error) -> Fault {
+        match self.0.place {
+            Place::Folder(_) => fault(error),
+            #[cfg(feature = "s3")]
+            Place::S3(_) => bucket::fault(error),
+        }
     }
 }
 
@@ -521,46 +539,25 @@ fn open_folder(folder: &FilePath) -> Result<LocalFileSystem, Fault> {
     Ok(store.with_fsync(true))
 }
 
-/// A bucket of Amazon's or of another service that speaks the same.
-#[cfg(feature = "s3")]
-fn bucket(s3: &crate::config::S3) -> Result<Arc<dyn ObjectStore>, Fault> {
-    use object_store::{aws::AmazonS3Builder, prefix::PrefixStore};
-    // Of the process; another module may have been first, with the same.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder = AmazonS3Builder::new().with_bucket_name(s3.bucket.clone().unwrap_or_default());
-    if let Some(region) = &s3.region {
-        builder = builder.with_region(region);
+/// The line of an object; `None` if it is no blob. Of a store that is `far`, a failure is no answer: the blob may be there.
+async fn read_line(store: &dyn ObjectStore, object: ObjectMeta, far: bool) -> object_store::Result<Option<Entry>> {
+    let id = object.location.filename().and_then(|name| name.parse::<BlobId>().ok());
+    if object.size == 0 || id.is_none_or(|id| id.place().as_ref() != Some(&object.location)) {
+        return Ok(None);
     }
-    if let Some(id) = &s3.access_key_id {
-        builder = builder.with_access_key_id(id);
-    }
-    if let Some(secret) = &s3.secret_access_key {
-        builder = builder.with_secret_access_key(&secret.0);
-    }
-    if let Some(token) = &s3.session_token {
-        builder = builder.with_token(&token.0);
-    }
-    if let Some(endpoint) = &s3.endpoint {
-        builder = builder.with_endpoint(endpoint).with_allow_http(endpoint.starts_with("http://"));
-    }
-    let store = builder.build().map_err(|error| fault(&error))?;
-    Ok(match &s3.prefix {
-        Some(prefix) => Arc::new(PrefixStore::new(store, prefix.as_str())),
-        None => Arc::new(store),
-    })
-}
-
-/// The line of an object, or its place if it is no blob.
-async fn read_line(store: &dyn ObjectStore, object: ObjectMeta) -> Result<Entry, Path> {
-    let read = async {
-        let start = store.get_range(&object.location, 0..object.size.min(LONGEST_LINE)).await.ok()?;
+    let start = match store.get_range(&object.location, 0..object.size.min(LONGEST_LINE)).await {
+        Ok(start) => start,
+        Err(error) if far && !matches!(error, object_store::Error::NotFound { .. }) => return Err(error),
+        Err(_) => return Ok(None),
+    };
+    let read = || {
         let end = start.iter().position(|&byte| byte == b'\n')?;
         let blob: Blob = serde_json::from_slice(&start[..end]).ok()?;
         let skip = end as u64 + 1;
         let whole = blob.id.place()? == object.location && skip.checked_add(blob.bytes)? == object.size;
         whole.then(|| Entry { blob: Arc::new(blob), skip })
     };
-    read.await.ok_or(object.location)
+    Ok(read())
 }
 
 async fn sha256(bytes: Bytes) -> Result<String, Fault> {

@@ -4,6 +4,7 @@
 //! A name that is not in the table is refused. This is the one module of the crate that learns of the environment, through a
 //! function that is handed in.
 
+mod s3;
 mod values;
 
 use std::{
@@ -19,6 +20,7 @@ use ipnet::IpNet;
 use toml::Table;
 pub use toml::Value;
 
+pub use s3::S3;
 use values::Set;
 pub(crate) use values::time;
 pub use values::{LogFormat, Secret, Size, VendorOutput};
@@ -141,25 +143,6 @@ pub struct Store {
     pub results: Duration,
     /// An upload.
     pub uploads: Duration,
-}
-
-/// An S3 bucket for pictures.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct S3 {
-    /// Its name; without it the folder is used.
-    pub bucket: Option<String>,
-    /// What every object's name begins with.
-    pub prefix: Option<String>,
-    /// The region.
-    pub region: Option<String>,
-    /// Another service than Amazon's.
-    pub endpoint: Option<String>,
-    /// Half of the credentials.
-    pub access_key_id: Option<String>,
-    /// The other half.
-    pub secret_access_key: Option<Secret>,
-    /// A third, if they are temporary.
-    pub session_token: Option<Secret>,
 }
 
 /// The gates.
@@ -475,7 +458,7 @@ impl Loaded {
         let s3 = &mut self.config.s3;
         let mut fill = |name: &'static str, variable: &str, set: &mut dyn FnMut(String)| {
             if !self.origins.contains_key(name)
-                && let Some(text) = var(variable)
+                && let Some(text) = var(variable).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
             {
                 set(text);
                 self.origins.insert(name, Origin::Environment(variable.into()));
@@ -616,10 +599,7 @@ fn check(config: &Config) -> Result<(), Wrong> {
     if config.safety.threshold.is_some_and(|threshold| !(0.0..=1.0).contains(&threshold)) {
         return wrong("safety.threshold has to be between 0 and 1");
     }
-    if config.s3.bucket.is_some() && (config.s3.access_key_id.is_none() || config.s3.secret_access_key.is_none()) {
-        return wrong("s3.bucket needs s3.access_key_id and s3.secret_access_key");
-    }
-    Ok(())
+    config.s3.problem().map_or(Ok(()), |problem| Err(Wrong::Conflict(problem)))
 }
 
 impl Config {
@@ -682,6 +662,8 @@ mod tests {
         assert!(!with.contains("secret-key-1"), "{with}");
     }
 
+    const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "secret")];
+
     #[test]
     fn mistakes_are_named() {
         for (file, environment, said) in [
@@ -701,6 +683,14 @@ mod tests {
             ("keep_alive = \"soon\"", &[], "no time"),
             ("allowed_networks = [\"10.0.0.0\"]", &[], "no network"),
             ("[s3]\nbucket = \"b\"", &[], "s3.access_key_id"),
+            ("[s3]\nbucket = \"a b\"", &KEYS, "'a b' is no bucket's name"),
+            ("[s3]\nbucket = \"pics\"\nprefix = \"my pictures\"", &KEYS, "s3.prefix: expected"),
+            ("[s3]\nbucket = \"pics\"\nprefix = \"a//b\"", &KEYS, "s3.prefix: expected"),
+            ("[s3]\nbucket = \"pics\"\nregion = \"eu/central\"", &KEYS, "is no region"),
+            ("[s3]\nbucket = \"pics\"\nendpoint = \"s3.example\"", &KEYS, "expected one as https://s3.example"),
+            ("[s3]\nbucket = \"pics\"\nendpoint = \"https://a:b@s3.example\"", &KEYS, "s3.endpoint: no address"),
+            ("[s3]\nbucket = \"pics\"\nsession_token = \"a\\u0007\"", &KEYS, "s3.session_token: has to be visible"),
+            ("[s3]\nbucket = \"pics\"\nsecret_access_key = \"\"", &KEYS, "s3.secret_access_key: has to be visible"),
         ] {
             let told = read(file, environment, &[]).map(|loaded| loaded.config).unwrap_err();
             assert!(told.contains(said), "{file}: {told}");

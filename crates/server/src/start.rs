@@ -61,7 +61,7 @@ pub enum StartError {
     #[error(transparent)]
     Model(#[from] flux::Error),
     /// A part does not come up.
-    #[error("{0}")]
+    #[error(transparent)]
     Part(#[from] Fault),
     /// The system gives no thread or signal.
     #[error(transparent)]
