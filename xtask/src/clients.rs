@@ -33,7 +33,7 @@ const fn script(file: &'static str, with: With, client: &'static str) -> Script 
     Script { file, with, client }
 }
 
-const SCRIPTS: [Script; 11] = [
+const SCRIPTS: [Script; 14] = [
     script("python/test_openai.py", With::PythonNew, ""),
     script("python/test_openai.py", With::PythonOld, ""),
     script("python/test_webui.py", With::PythonNew, ""),
@@ -45,6 +45,9 @@ const SCRIPTS: [Script; 11] = [
     script("node/openai.test.mjs", With::Node, "openai-6"),
     script("node/fal.test.mjs", With::Node, ""),
     script("node/replicate.test.mjs", With::Node, ""),
+    script("node/hosts.test.mjs", With::Node, ""),
+    script("python/test_hosts.py", With::PythonNew, ""),
+    script("python/test_page.py", With::PythonNew, ""),
 ];
 
 /// Where clients are installed.
@@ -95,7 +98,7 @@ fn all(root: &Path, target: &Path, only: &str) -> io::Result<bool> {
             println!("skipped: {} (see above)", script.file);
             continue;
         };
-        let good = script.run(program, &scripts, &folder, &server)?;
+        let good = script.run(&installed, program, &scripts, &folder, &server)?;
         ran += 1;
         failed += usize::from(!good);
         passed &= good;
@@ -109,7 +112,15 @@ fn all(root: &Path, target: &Path, only: &str) -> io::Result<bool> {
 }
 
 impl Script {
-    fn run(&self, program: &Path, scripts: &Path, folder: &Path, server: &Server) -> io::Result<bool> {
+    fn run(
+        &self,
+        installed: &Installed,
+        program: &Path,
+        scripts: &Path,
+        folder: &Path,
+        server: &Server,
+    ) -> io::Result<bool> {
+        let node = installed.program(With::Node);
         let path = scripts.join(self.file);
         let mut command = Command::new(program);
         if self.with == With::Node {
@@ -128,6 +139,10 @@ impl Script {
             .env("DARKROOM_CA", &ca)
             .env("DARKROOM_KEY", KEY)
             .env("CLIENT", self.client)
+            // For what starts a server itself and runs others' programs.
+            .env("DARKROOM_PROGRAM", &server.program)
+            .env("DARKROOM_NODE", node.unwrap_or(Path::new("")))
+            .env("DARKROOM_NODE_FOLDER", folder.join("node"))
             .env("NODE_EXTRA_CA_CERTS", &ca)
             // What the vendors' clients read themselves.
             .env("FAL_KEY", KEY)
@@ -225,6 +240,7 @@ fn succeeds(command: &mut Command) -> io::Result<bool> {
 /// `darkroom serve` with a folder of its own.
 struct Server {
     child: Child,
+    program: PathBuf,
     data: PathBuf,
     port: u16,
     tls_port: u16,
@@ -236,7 +252,13 @@ impl Server {
         fs::create_dir_all(data)?;
         let (port, tls_port) = (free_port()?, free_port()?);
         let log = fs::File::create(data.with_extension("log"))?;
-        let child = Command::new(program)
+        // The CA is also for the hosts that clients of others have built in.
+        let mut ca = Command::new(&program);
+        ca.arg("dev-ca").arg(data.join("dev-ca")).stdout(log.try_clone()?).stderr(log.try_clone()?);
+        if !succeeds(ca.args(["--name", "api.openai.com", "--name", "api.replicate.com"]))? {
+            return Err(io::Error::other("darkroom dev-ca failed"));
+        }
+        let child = Command::new(&program)
             .arg("serve")
             .args(["--listen", &format!("127.0.0.1:{port}"), "--tls-listen", &format!("127.0.0.1:{tls_port}")])
             .arg("--tls-dev")
@@ -248,7 +270,7 @@ impl Server {
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()?;
-        let mut server = Self { child, data: data.to_owned(), port, tls_port };
+        let mut server = Self { child, program, data: data.to_owned(), port, tls_port };
         let start = Instant::now();
         while TcpStream::connect(("127.0.0.1", tls_port)).is_err() || TcpStream::connect(("127.0.0.1", port)).is_err() {
             if server.child.try_wait()?.is_some() || start.elapsed() > PATIENCE {
