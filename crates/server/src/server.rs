@@ -101,6 +101,9 @@ impl Server {
         /// Seconds until it is worth another try: a picture's time, roughly.
         const LATER: u32 = 5;
 
+        if let Ok(ask) = &mut new.ask {
+            ask.keep_seconds = ask.keep_seconds.min(self.config.store.results.as_secs());
+        }
         let has = self.jobs.unfinished(&caller.owner);
         if let Some(most) = caller.limits.queued
             && has >= most as usize

@@ -346,6 +346,7 @@ fn a_bucket_that_goes_away_stops_nothing_else() {
     let mut config = Config::in_folder(folder.path());
     config.listen = "127.0.0.1:0".parse().unwrap();
     config.s3 = stand.s3();
+    config.store.results = Duration::from_mins(10);
 
     let mut wrong = config.clone();
     wrong.s3.bucket = Some("other".into());
@@ -382,6 +383,12 @@ fn a_bucket_that_goes_away_stops_nothing_else() {
     let (status, picture) = get(file.clone());
     assert!(status == 200 && picture.starts_with(b"\x89PNG"), "{status}");
     assert_eq!(stand.names().len(), 1);
+    let head = runtime.block_on(client.head(&file).send()).unwrap();
+    let age = head.headers()["cache-control"].to_str().unwrap().split(['=', ',']).nth(2).unwrap().to_owned();
+    assert!(
+        (500..=600).contains(&age.parse::<u32>().unwrap()),
+        "as long as the operator says, not the vendor's hour: {age}"
+    );
 
     stand.stop();
     let (status, refused) = draw();
