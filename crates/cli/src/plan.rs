@@ -17,7 +17,8 @@ use tensor::DType;
 
 use crate::{
     Usage, compute_args::ComputeArgs, image_args::ImageArgs, inspect::dtypes, lora_args::LoraArgs,
-    model_args::ModelArgs, readable::bytes, sampling_args::SamplingArgs, size_args::SizeArgs, style_args::StyleArgs,
+    model_args::ModelArgs, readable::bytes, safety_args::SafetyArgs, sampling_args::SamplingArgs, size_args::SizeArgs,
+    style_args::StyleArgs,
 };
 
 /// Tell what a model and a size would take, without computing.
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     style: StyleArgs,
     #[command(flatten)]
     lora: LoraArgs,
+    #[command(flatten)]
+    safety: SafetyArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     /// Steps from noise to picture
@@ -78,20 +81,21 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             request.pictures.check(kind, family, 16)?;
             let title = format!("{} (no files, {} weights assumed)", family.name(), args.weights.name());
             let (guided, size) = (family != Family::Schnell, request.planned(&VaeConfig::flux()));
-            (title, plan_flux1(guided, args.weights, size, &options(args))?, Vec::new())
+            (title, plan_flux1(guided, args.weights, size, &options(args)?)?, Vec::new())
         }
     };
     if args.json { print_json(&title, &plan, &formats) } else { print(&title, &plan, &formats) }
 }
 
-fn options(args: &Args) -> LoadOptions {
-    LoadOptions { upscaler: args.size.upscaler.clone(), ..args.compute.options() }
+fn options(args: &Args) -> Result<LoadOptions> {
+    let safety = Some(args.safety.policy()?);
+    Ok(LoadOptions { upscaler: args.size.upscaler.clone(), safety, ..args.compute.options() })
 }
 
 /// As the picture would be made, up to the first step.
 fn of_files(args: &Args, files: ModelFiles) -> Result<(String, Plan, Formats)> {
     let formats = files.parts().map(|(name, part)| (name, dtypes(&part.checkpoint, &part.detected))).to_vec();
-    let mut pipeline = Pipeline::load(files, &options(args), &mut ())?;
+    let mut pipeline = Pipeline::load(files, &options(args)?, &mut ())?;
     let reports = pipeline.set_loras(&args.lora.open(&[])?)?;
     args.lora.report(&reports, &mut |line| eprintln!("{line}"))?;
     let mut request = pipeline.request("");

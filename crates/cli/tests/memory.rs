@@ -367,13 +367,14 @@ fn pictures_and_loras_are_in_the_plan(model: &Model) {
     write(&at("redux.safetensors"), &redux());
     write(&at("lora.safetensors"), &lora());
     let styles = ["--redux-model", "redux.safetensors", "--vision-model", "siglip.safetensors"];
-    let cases: [(&str, &str, Vec<&str>); 7] = [
+    let cases: [(&str, &str, Vec<&str>); 8] = [
         ("img2img", "flux.safetensors", vec!["-i", "free.png"]),
         ("large_img2img", "fill.safetensors", vec!["-i", "free.png", "--outpaint", "512,0,512,640"]),
         ("fill", "fill.safetensors", vec!["-i", "free.png", "--outpaint", "0,0,64,64"]),
         ("control", "control.safetensors", vec!["--control", "free.png"]),
         ("kontext", "kontext.safetensors", vec!["--reference", "free.png", "--reference", "free.png"]),
         ("redux", "flux.safetensors", [&styles[..], &["--redux", "free.png", "--style", "free.png:0.5"]].concat()),
+        ("gates", "flux.safetensors", vec!["--safety", "on"]),
         ("lora", "flux.safetensors", vec!["--lora", "lora.safetensors:0.5", "--lora", "lora.safetensors:0.25"]),
     ];
     for (name, transformer, flags) in &cases {

@@ -223,6 +223,8 @@ impl Pipeline {
 
     /// Puts another policy in force, for the runs that follow; nothing is loaded again.
     pub fn set_safety(&mut self, safety: Safety) {
+        // Plans have the gates' memory in them.
+        self.options.safety = Some(safety.clone());
         self.safety = safety;
     }
 

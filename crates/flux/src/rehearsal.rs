@@ -16,6 +16,7 @@ use crate::{
     options::LoadOptions,
     pixels::Rgb8,
     plan::{PartPlan, Plan, Size, overhead},
+    safety::Safety,
     sampler::Sampler,
     styles::StyleEncoder,
     text::{
@@ -336,6 +337,7 @@ fn run_decoding(
 
     // What is kept of a picture that is blended in: where, its latents, their noise.
     let blended = if size.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
+    let gates = options.safety.as_ref().map_or(0, Safety::resident_bytes);
     let mut plan = Plan {
         parts,
         tokens: size.t5_length + style_tokens + rows * columns + size.given.reference_tokens,
@@ -344,7 +346,7 @@ fn run_decoding(
         evaluations: size.sampler.evaluations(size.steps) * if size.true_cfg { 2 } else { 1 },
         precision,
         limit: options.memory_limit.or_else(memory::available),
-        overhead_bytes: overhead(options.device) + pinned + size.given.bytes + blended,
+        overhead_bytes: overhead(options.device) + gates + pinned + size.given.bytes + blended,
         keeps_transformer: true,
         tiled,
     };

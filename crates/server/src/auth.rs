@@ -26,9 +26,10 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    blobs::{hex, now},
+    clock::now,
     config::Secret,
     error::Fault,
+    hex::hex,
     job::{Millis, Owner},
 };
 

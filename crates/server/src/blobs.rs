@@ -15,7 +15,7 @@ use std::{
     path::{Path as FilePath, PathBuf},
     str::FromStr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,9 +31,11 @@ pub(crate) use self::media::file_name;
 use self::media::media_type;
 pub use self::media::sniff;
 use crate::{
+    clock::{Millis, now},
     config::{Config, Wrong},
     error::Fault,
-    job::{Millis, Owner},
+    hex::hex,
+    owner::Owner,
 };
 
 /// The name of a blob: 32 hexadecimal characters, 128 random bits.
@@ -566,14 +568,6 @@ async fn sha256(bytes: Bytes) -> Result<String, Fault> {
     tokio::task::spawn_blocking(hash).await.map_err(|_| Fault::Failed("a file could not be hashed".into()))
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 fn not_found() -> Fault {
     Fault::NotFound("the file".into())
 }
@@ -603,12 +597,6 @@ fn fault_of_io(error: &io::Error) -> Fault {
         }
         kind => format!("the server's folder fails ({kind})"),
     })
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now() -> Millis {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
 }
 
 #[cfg(test)]

@@ -12,7 +12,8 @@ use axum::{
 };
 
 use crate::{
-    blobs::{Blob, BlobId, Blobs, now},
+    blobs::{Blob, BlobId, Blobs},
+    clock::now,
     error::Fault,
 };
 

@@ -7,9 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{ask::Ask, blobs::BlobId, error::Fault};
-
-/// Milliseconds since 1970, UTC.
-pub type Millis = i64;
+pub use crate::{clock::Millis, owner::Owner};
 
 /// A job's name: 26 characters of lower-case base 32 without lookalikes, 130 random bits, so it cannot be guessed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -95,18 +93,6 @@ impl Dialect {
     /// Whether its vendor takes what cannot be made into the queue, and says so in the result.
     pub fn tells_later(self) -> bool {
         matches!(self, Self::Fal | Self::Replicate)
-    }
-}
-
-/// Who asked: a key's name, or [`Owner::anyone`] on a server without keys. Jobs are shown to their owner alone.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Owner(pub Arc<str>);
-
-impl Owner {
-    /// The caller of a server without keys.
-    pub fn anyone() -> Self {
-        Self("anyone".into())
     }
 }
 

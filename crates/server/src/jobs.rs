@@ -13,7 +13,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use futures_util::{
@@ -30,6 +30,7 @@ use tokio::{
 use self::effects::{keep_time, ticket, view};
 pub use self::run::Run;
 pub(crate) use self::run::Taken;
+pub use crate::clock::now;
 use crate::{
     blobs::BlobId,
     error::Fault,
@@ -163,12 +164,6 @@ pub enum Cancelling {
     AlreadyFinal(State),
     /// There is no such job.
     Unknown,
-}
-
-/// The time, UTC.
-pub fn now() -> Millis {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
 }
 
 impl Jobs {

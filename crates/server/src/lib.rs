@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod app;
 pub mod ask;
 pub mod auth;
 pub mod blobs;
 mod canvas;
+pub mod clock;
 mod collect;
 pub mod config;
 pub mod dialect;
@@ -18,6 +20,7 @@ pub mod fetch;
 pub mod fields;
 pub mod files;
 pub mod guard;
+mod hex;
 pub mod http;
 pub mod job;
 pub mod jobs;
@@ -28,15 +31,18 @@ pub mod metrics;
 pub mod names;
 pub mod openapi;
 pub mod outbox;
+pub mod owner;
 pub mod queue;
 pub mod reload;
 mod records;
 pub mod server;
 pub mod shelf;
+pub mod signing;
 pub mod start;
 pub mod stock;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod tls;
+pub mod uploads;
 pub mod webhook;
 pub mod worker;

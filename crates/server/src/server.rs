@@ -1,34 +1,23 @@
-//! The server as a whole: what its handlers share, and all routes in one table.
+//! The server as a whole: what its handlers share.
 
 use std::{ops::Deref, sync::Arc};
 
-use axum::{
-    Router,
-    body::Body,
-    extract::{FromRef, State},
-    http::{HeaderValue, Response, header},
-    response::IntoResponse,
-    routing::get,
-};
-use serde_json::json;
+use axum::extract::FromRef;
 
 use crate::{
     auth::{Auth, Caller},
     blobs::Blobs,
     config::{Config, Wrong},
-    dialect::Answer,
     error::{Fault, Stage},
     fetch::Fetcher,
-    files,
-    http::{self, fal::storage::Uploads},
     job::{JobView, NewJob},
     jobs::Jobs,
     journal::Journal,
     metrics::Metrics,
-    openapi,
     reload::{Reload, ReloadError, Reloaded},
     shelf::Shelf,
-    webhook::Signing,
+    signing::Signing,
+    uploads::Uploads,
 };
 
 /// What handlers share. Cheap to clone.
@@ -143,63 +132,4 @@ impl Server {
         let done = tokio::task::spawn_blocking(move || this.reload.apply(&this.shelf)).await;
         done.unwrap_or_else(|_| Err(Wrong::Conflict("the configuration could not be read".into()).into()))
     }
-
-    /// All routes. The guard goes around them.
-    pub fn app(&self) -> Router {
-        Router::new()
-            .merge(http::openai::router())
-            .merge(http::fal::router())
-            .merge(http::replicate::router())
-            .merge(http::sdapi::router())
-            .merge(http::native::router())
-            .merge(http::admin::router())
-            .merge(files::router())
-            .route("/healthz", get(alive))
-            .route("/health", get(alive))
-            .route("/readyz", get(ready))
-            .route("/metrics", get(metrics))
-            .route("/openapi.json", get(document))
-            .route("/docs", get(docs))
-            .with_state(self.clone())
-    }
-}
-
-/// The process answers.
-async fn alive() -> Response<Body> {
-    http::good(json!({"status": "ok"}))
-}
-
-/// Whether work is taken: the journal can be written, and the server is not on its way out.
-async fn ready(State(server): State<Server>) -> Response<Body> {
-    let problem = if !server.journal.is_writable().await {
-        Some("the journal cannot be written")
-    } else if server.jobs.is_closed() {
-        Some("the server is shutting down")
-    } else {
-        None
-    };
-    match problem {
-        None => http::good(json!({"status": "ready"})),
-        Some(problem) => {
-            http::respond(&Answer::new(503, json!({"status": "not ready", "problem": problem})).retry_after(5))
-        }
-    }
-}
-
-async fn metrics(State(server): State<Server>) -> Response<Body> {
-    let (mime, text) = server.metrics.text();
-    ([(header::CONTENT_TYPE, HeaderValue::from_static(mime))], text).into_response()
-}
-
-async fn document() -> Response<Body> {
-    http::good(openapi::document())
-}
-
-/// The same for people: one page without scripts.
-async fn docs() -> Response<Body> {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8")),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'")),
-    ];
-    (headers, openapi::page()).into_response()
 }

@@ -11,6 +11,7 @@ use std::{
 use futures_util::{FutureExt, future::BoxFuture};
 
 use crate::{
+    app::app,
     auth::Auth,
     blobs::{BlobId, Blobs, Place},
     collect::Collected,
@@ -19,7 +20,7 @@ use crate::{
     error::Fault,
     fetch::Fetcher,
     guard::Guard,
-    http::{self, fal::storage::Uploads},
+    http,
     job::Owner,
     jobs::{Jobs, Prepare, Settings, now},
     journal::{Journal, OpenError},
@@ -29,9 +30,10 @@ use crate::{
     reload::{Again, Reload},
     server::{Parts, Server},
     shelf::Shelf,
+    signing::Signing,
     stock::{Stock, Surroundings},
-    webhook::{self, Signing},
-    worker,
+    uploads::Uploads,
+    webhook, worker,
 };
 
 /// How often blobs whose time is over are looked for.
@@ -169,7 +171,7 @@ impl Running {
         /// Those who wait for a job that was put back hear of it.
         const LAST_WORDS: Duration = Duration::from_secs(2);
 
-        let app = self.server.app();
+        let app = app(&self.server);
         let (plain, tls) = (self.guard.around(app.clone(), false), self.guard.around(app, true));
         let (jobs, grace) = (self.server.jobs.clone(), self.server.config.drain);
         let (tell, told) = tokio::sync::oneshot::channel::<()>();

@@ -316,7 +316,7 @@ const RELEASED: i64 = 1_753_920_000_000;
 
 /// The name of a model's one version: 64 hexadecimal characters that depend on the model's name alone.
 pub fn version_id(name: &str) -> String {
-    super::hex(&Sha256::digest(format!("darkroom:{name}:1")))
+    crate::hex::hex(&Sha256::digest(format!("darkroom:{name}:1")))
 }
 
 /// A model's one version, with the schema of its input.

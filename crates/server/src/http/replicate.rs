@@ -21,9 +21,10 @@ use super::{object, random, random_seed, respond, text, whole, wish};
 use crate::{
     auth::Caller,
     config::VendorOutput,
-    dialect::{Answer, fal::data_uri, hex, replicate, without_data},
+    dialect::{Answer, fal::data_uri, replicate, without_data},
     error::{Fault, Rule},
     guard::PublicUrl,
+    hex::hex,
     job::{Dialect, JobId, JobView, Millis, NewJob, Priority},
     jobs::now,
     server::Server,

@@ -3,11 +3,7 @@
 //! An upload's URL and the file's own are told before the file comes, so the file's name is reserved first. Upload URLs carry a
 //! token of [`crate::auth`]; parts wait as blobs that no URL leads to until the last one is there.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use axum::{
     Extension, Router,
@@ -22,65 +18,21 @@ use serde_json::{Map, Value, json};
 use super::{Asked, refused};
 use crate::{
     auth::{Caller, Use},
-    blobs::{BlobId, NewBlob, Purpose, file_name, now},
+    blobs::{BlobId, NewBlob, Purpose, file_name},
+    clock::now,
     dialect::{Answer, instant_with_offset},
     error::{Fault, Rule},
     guard::PublicUrl,
     http::{object, respond, text, whole},
     server::Server,
+    uploads::LASTS,
 };
-
-/// How long an upload may take from its first word to its last part.
-const LASTS: Duration = Duration::from_hours(1);
 
 /// The longest life of a token for web sockets.
 const LONGEST_TOKEN: u64 = 24 * 3600;
 
 /// Most parts of an upload.
 const MOST_PARTS: u32 = 1000;
-
-/// Most uploads in parts at the same time.
-const MOST_UPLOADS: usize = 100;
-
-/// Uploads in parts that are not finished.
-#[derive(Clone, Debug, Default)]
-pub struct Uploads(Arc<Mutex<HashMap<BlobId, Parts>>>);
-
-#[derive(Debug, Default)]
-struct Parts {
-    until: i64,
-    bytes: u64,
-    kept: BTreeMap<u32, (BlobId, u64)>,
-}
-
-impl Uploads {
-    fn lock(&self) -> MutexGuard<'_, HashMap<BlobId, Parts>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts a part; gives back the one that it replaces.
-    fn add(&self, id: &BlobId, number: u32, part: (BlobId, u64), most: u64) -> Result<Option<BlobId>, Fault> {
-        let mut all = self.lock();
-        let now = now();
-        all.retain(|_, parts| parts.until > now);
-        if all.len() >= MOST_UPLOADS && !all.contains_key(id) {
-            return Err(Fault::Full { retry_after: 30, message: "too many uploads are under way".into() });
-        }
-        let parts = all.entry(id.clone()).or_default();
-        parts.until = now + i64::try_from(LASTS.as_millis()).unwrap_or(i64::MAX);
-        let size = part.1;
-        let before = parts.kept.insert(number, part);
-        parts.bytes = (parts.bytes + size).saturating_sub(before.as_ref().map_or(0, |(_, size)| *size));
-        if parts.bytes > most {
-            return Err(Fault::TooLarge(format!("the file is larger than this server takes: {most} bytes")));
-        }
-        Ok(before.map(|(id, _)| id))
-    }
-
-    fn take(&self, id: &BlobId) -> Option<Parts> {
-        self.lock().remove(id)
-    }
-}
 
 /// The routes.
 pub(super) fn router() -> Router<Server> {
