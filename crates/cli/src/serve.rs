@@ -15,7 +15,7 @@ use tensor::Device;
 
 use crate::{Usage, compute_args::parse_precision, model_args::search_paths};
 
-/// Flags go before the environment (`DARKROOM_LISTEN` …), that goes before the file.
+/// Flags go before the environment (`DARKROOM_LISTEN` …), that goes before the file. SIGHUP reads them again.
 #[derive(ClapArgs)]
 pub(crate) struct Args {
     /// Where to listen for plain HTTP; beyond this machine only with keys [default: 127.0.0.1:8000]
