@@ -258,6 +258,19 @@ class Uploads(unittest.TestCase):
             file.flush()
             self.check(fal_client.upload_file(file.name), data)
 
+    @unittest.skipUnless(hasattr(module, "StorageSettings"), "this version has no lifetimes")
+    def test_how_long_uploads_are_kept(self):
+        soon = module.StorageSettings(expires_in=120)
+        urls = [fal_client.upload(b"x" * 50, "text/plain", file_name="a.txt", repository=repository, lifecycle=soon)
+                for repository in ["fal_v3", "fal"]]
+        threshold, module.MULTIPART_THRESHOLD = module.MULTIPART_THRESHOLD, 10
+        self.addCleanup(setattr, module, "MULTIPART_THRESHOLD", threshold)
+        urls.append(fal_client.upload(b"x" * 50, "text/plain", file_name="a.txt", lifecycle=soon))
+        for url in urls:
+            with urllib.request.urlopen(url) as answer:
+                age = int(answer.headers["cache-control"].split("max-age=")[1].split(",")[0])
+            self.assertLessEqual(age, 120, url)
+
     def test_upload_in_parts(self):
         multipart = getattr(module, "MultipartUpload", None)
         if multipart is None:

@@ -74,12 +74,13 @@ fn root(base: &PublicUrl) -> &str {
 async fn initiate(
     State(server): State<Server>,
     (Extension(caller), Extension(base)): Asked,
+    headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
     answered(whole(body).and_then(|body| optional(&body)).and_then(|body| {
         let name = called(body.get("file_name").and_then(Value::as_str));
         let id = BlobId::random()?;
-        let token = server.auth.mint(&caller, Use::Upload, LASTS);
+        let token = ticket(&server, &caller, &headers);
         let base = root(&base);
         Ok(json!({"upload_url": format!("{base}/fal/cdn/put/{token}/{id}/{name}"), "file_url": format!("{base}/files/{id}/{name}")}))
     }))
@@ -111,12 +112,29 @@ fn mime(headers: &HeaderMap) -> String {
     text(headers, "content-type").unwrap_or("application/octet-stream").to_owned()
 }
 
+/// The seconds that a caller wants an upload to be kept, if it says so.
+fn wished(headers: &HeaderMap) -> Option<u64> {
+    let told =
+        text(headers, "x-fal-object-lifecycle").or_else(|| text(headers, "x-fal-object-lifecycle-preference"))?;
+    serde_json::from_str::<Value>(told).ok()?["expiration_duration_seconds"].as_u64()
+}
+
 /// How long an upload is kept: as asked, and at most as long as the operator keeps uploads.
-fn keep(server: &Server, headers: &HeaderMap) -> Duration {
-    let wish = text(headers, "x-fal-object-lifecycle").and_then(|wish| serde_json::from_str::<Value>(wish).ok());
-    let seconds = wish.and_then(|wish| wish["expiration_duration_seconds"].as_u64());
+fn keep(server: &Server, wish: Option<u64>) -> Duration {
     let most = server.config.store.uploads;
-    seconds.map_or(most, |seconds| Duration::from_secs(seconds.max(60)).min(most))
+    wish.map_or(most, |seconds| Duration::from_secs(seconds.max(60)).min(most))
+}
+
+/// A token for an upload's URL. How long the file is to be kept is said when the upload begins and not with its bytes, so it stands
+/// behind the token: `TOKEN~3600`.
+fn ticket(server: &Server, caller: &Caller, headers: &HeaderMap) -> String {
+    let token = server.auth.mint(caller, Use::Upload, LASTS);
+    wished(headers).map_or_else(|| token.clone(), |seconds| format!("{token}~{seconds}"))
+}
+
+/// A token in a URL and the wish behind it.
+fn parts_of(ticket: &str) -> (&str, Option<u64>) {
+    ticket.split_once('~').map_or((ticket, None), |(token, seconds)| (token, seconds.parse().ok()))
 }
 
 /// A file in one piece.
@@ -128,7 +146,7 @@ async fn upload(
 ) -> Response<Body> {
     let name = called(text(&headers, "x-fal-file-name"));
     let kept = async {
-        let keep = keep(&server, &headers);
+        let keep = keep(&server, wished(&headers));
         server.blobs.put(whole(body)?, NewBlob::new(Purpose::Upload, &mime(&headers), &name, keep, &caller.owner)).await
     };
     answered(kept.await.map(|blob| json!({"access_url": server.blobs.url(&blob.id, root(&base))})))
@@ -141,17 +159,18 @@ async fn begin(
     headers: HeaderMap,
 ) -> Response<Body> {
     let name = called(text(&headers, "x-fal-file-name"));
-    let token = server.auth.mint(&caller, Use::Upload, LASTS);
+    let token = ticket(&server, &caller, &headers);
     answered(
         BlobId::random()
             .map(|id| json!({"access_url": format!("{}/files/{id}/{name}", root(&base)), "uploadId": token})),
     )
 }
 
-/// Whose upload a token in a URL is, and which file it names.
-fn uploader(server: &Server, token: &str, id: &str) -> Result<(Caller, BlobId), Fault> {
+/// Whose upload a token in a URL is, which file it names, and how long that is to be kept.
+fn uploader(server: &Server, ticket: &str, id: &str) -> Result<(Caller, BlobId, Option<u64>), Fault> {
+    let (token, wish) = parts_of(ticket);
     let caller = server.auth.redeem(token, Use::Upload).ok_or(Fault::Unauthenticated)?;
-    Ok((caller, id.parse()?))
+    Ok((caller, id.parse()?, wish))
 }
 
 async fn put_whole(
@@ -161,8 +180,8 @@ async fn put_whole(
     body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
     let kept = async {
-        let (caller, id) = uploader(&server, &token, &id)?;
-        let keep = keep(&server, &headers);
+        let (caller, id, wish) = uploader(&server, &token, &id)?;
+        let keep = keep(&server, wished(&headers).or(wish));
         let mime = mime(&headers);
         let new = NewBlob::new(Purpose::Upload, &mime, &name, keep, &caller.owner);
         server.blobs.put_told(id, whole(body)?, new).await
@@ -197,7 +216,7 @@ async fn keep_part(
     body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
     let kept = async {
-        let (caller, id) = uploader(server, token, id)?;
+        let (caller, id, _) = uploader(server, token, id)?;
         let number = part.parse().ok().filter(|number| (1..=MOST_PARTS).contains(number));
         let number = number
             .ok_or_else(|| Fault::invalid("part", Rule::Other, format!("has to be a number from 1 to {MOST_PARTS}")))?;
@@ -252,7 +271,7 @@ async fn complete_at(
 
 async fn put_together(server: &Server, token: &str, id: &str, name: &str, headers: &HeaderMap) -> Response<Body> {
     let kept = async {
-        let (caller, id) = uploader(server, token, id)?;
+        let (caller, id, wish) = uploader(server, token, id)?;
         if server.blobs.meta(&id).is_some() {
             return Ok(()); // said twice
         }
@@ -261,7 +280,7 @@ async fn put_together(server: &Server, token: &str, id: &str, name: &str, header
         for (part, _) in parts.kept.values() {
             whole.extend_from_slice(&server.blobs.get(part).await?.1);
         }
-        let keep = keep(server, headers);
+        let keep = keep(server, wished(headers).or(wish));
         // The type that was told at the beginning is forgotten; what the bytes begin like decides.
         let mime = "application/octet-stream";
         server
@@ -274,4 +293,27 @@ async fn put_together(server: &Server, token: &str, id: &str, name: &str, header
         Ok(())
     };
     answered(kept.await.map(|()| json!({})))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_a_file_is_kept_is_said_in_either_header() {
+        let said = |name: &'static str, value: &'static str| {
+            wished(&HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static(value))]))
+        };
+        let wish = r#"{"expiration_duration_seconds": 3600, "initial_acl": {"default": "hide"}}"#;
+        assert_eq!(said("x-fal-object-lifecycle", wish), Some(3600));
+        assert_eq!(said("x-fal-object-lifecycle-preference", wish), Some(3600));
+        assert_eq!((said("x-fal-object-lifecycle", "x"), wished(&HeaderMap::new())), (None, None));
+    }
+
+    #[test]
+    fn a_wish_stands_behind_the_token() {
+        assert_eq!(parts_of("dk.a_-b.c"), ("dk.a_-b.c", None));
+        assert_eq!(parts_of("dk.a_-b.c~3600"), ("dk.a_-b.c", Some(3600)));
+        assert_eq!(parts_of("dk.a_-b.c~soon"), ("dk.a_-b.c", None));
+    }
 }
