@@ -164,7 +164,7 @@ impl Studio {
         image_file::decode(&bytes).map_err(|problem| wrong(PictureFault::Decode, problem))
     }
 
-    /// Finishes a picture and stores it; `None` if it was flagged and is to be left out.
+    /// Finishes a picture and stores it; `None` if it was flagged and is to be left out: `left_out` gets why, if it passed before.
     fn store(
         &self,
         generated: &Generated,
@@ -172,6 +172,7 @@ impl Studio {
         request: &Request,
         pipeline: &Pipeline,
         (ask, run): (&Ask, &Run),
+        left_out: &mut Vec<String>,
     ) -> Result<Option<Made>, Fault> {
         let held = generated.held.clone().map(|held| held.map(|picture| canvas.finish(&picture)));
         // What was changed after it had passed is looked at again.
@@ -180,6 +181,7 @@ impl Studio {
             Err(flagged) => {
                 if !generated.picture.verdict().flagged {
                     run.flagged(Stage::Picture);
+                    left_out.push(flagged.refused().category.clone());
                 }
                 (flagged.blacked(), true, held.or_else(|| Some(flagged.held())))
             }
@@ -261,12 +263,14 @@ impl worker::Engine for Studio {
         let mut watch = Following::new(ask, run, &request, canvas, pipeline);
         let mut made = Vec::new();
         let mut failure = None;
+        let mut left_out = Vec::new();
         let result = pipeline.generate_each(&request, &mut watch, &mut |generated| match self.store(
             &generated,
             canvas,
             &request,
             pipeline,
             (ask, run),
+            &mut left_out,
         ) {
             Ok(picture) => {
                 made.extend(picture);
@@ -287,11 +291,13 @@ impl worker::Engine for Studio {
                 logged(&ask.model, &error)
             }),
         };
-        let flagged = watch.flagged.take();
+        left_out.extend(watch.flagged.take().map(|refused| refused.category));
+        left_out.sort();
+        left_out.dedup();
         self.loaded[index].last_used = Instant::now();
         let none = || Fault::Flagged {
             stage: Stage::Picture,
-            categories: flagged.iter().map(|refused| refused.category.clone()).collect(),
+            categories: left_out,
             message: "every picture was flagged by the picture gate".into(),
         };
         let failure = failure.or(result.err()).or_else(|| made.is_empty().then(none));

@@ -19,7 +19,7 @@ const KREA: [&str; 9] = [
 ];
 
 /// Beginnings of names that front ends have built in.
-const BUILT_IN: [&str; 2] = ["gpt-image-", "dall-e-"];
+const BUILT_IN: [&str; 3] = ["gpt-image-", "chatgpt-image-", "dall-e-"];
 
 /// The shelf's name of what `asked` means; `None` if it is not served here. Without a name it is the shelf's first. Vendors' names of
 /// Krea mean the shelf's Krea if it has one, otherwise its first.
@@ -62,6 +62,7 @@ mod tests {
         for name in ["flux.1-krea-dev", "black-forest-labs/FLUX.1-Krea-dev", "fal-ai/flux/krea"] {
             assert_eq!(found(Some(name)), Some("krea"), "{name}");
         }
+        assert_eq!(found(Some("chatgpt-image-latest")), Some("pocket"));
         assert_eq!((found(Some("gpt-image-1")), found(Some("dall-e-3"))), (Some("pocket"), Some("pocket")));
         assert_eq!((found(Some("sdxl")), found(Some("../secret"))), (None, None));
         let taken = BTreeMap::from([("pocket".to_owned(), "krea".to_owned())]);

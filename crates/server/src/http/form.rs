@@ -68,12 +68,19 @@ impl Form {
                 form.files.push(File { name, called, mime, bytes });
                 continue;
             }
-            if bytes.len() > LONGEST_VALUE {
+            if bytes.len() > LONGEST_VALUE && !holds_file(&name) {
                 return Err(wrong(format!("holds a value of more than {LONGEST_VALUE} bytes")));
             }
-            let text =
-                String::from_utf8(bytes.into()).map_err(|_| wrong(format!("holds '{name}', which is not UTF-8")))?;
-            form.values.insert(name, Value::String(text));
+            match String::from_utf8(bytes.into()) {
+                Ok(text) => {
+                    form.values.insert(name, Value::String(text));
+                }
+                // Python's clients send bytes that nobody named without a name and a type.
+                Err(bytes) if holds_file(&name) => {
+                    form.files.push(File { name, called, mime, bytes: bytes.into_bytes().into() });
+                }
+                Err(_) => return Err(wrong(format!("holds '{name}', which is not UTF-8"))),
+            }
         }
         Ok(form)
     }
@@ -86,6 +93,11 @@ impl Form {
                 .is_some_and(|rest| rest.is_empty() || (rest.starts_with('[') && rest.ends_with(']')))
         })
     }
+}
+
+/// Whether a part of this name is a file if it is no text.
+fn holds_file(name: &str) -> bool {
+    matches!(name.split('[').next(), Some("image" | "mask" | "content"))
 }
 
 #[cfg(test)]
@@ -106,6 +118,15 @@ mod tests {
         let files: Vec<_> = form.files("image").collect();
         assert_eq!((files.len(), &files[0].bytes[..], files[0].called.as_deref()), (1, &b"PNG"[..], Some("a.png")));
         assert_eq!((form.files("imag").count(), files[0].mime.as_deref()), (0, Some("application/octet-stream")));
+    }
+
+    #[tokio::test]
+    async fn bytes_without_a_name_are_a_file() {
+        let body = b"--x\r\nContent-Disposition: form-data; name=\"image[]\"\r\n\r\n\x89PNG\r\n\
+            --x\r\nContent-Disposition: form-data; name=\"image\"\r\n\r\nhttps://a/b.png\r\n--x--\r\n";
+        let form = read("multipart/form-data; boundary=x", body).await.unwrap();
+        assert_eq!(form.files("image").next().unwrap().bytes[..], b"\x89PNG"[..]);
+        assert_eq!(form.values["image"], "https://a/b.png");
     }
 
     #[tokio::test]
