@@ -4,13 +4,13 @@ use axum::{
     Router,
     body::Body,
     extract::State,
-    http::{HeaderValue, Response, header},
+    http::{HeaderValue, Response, Uri, header},
     response::IntoResponse,
     routing::get,
 };
 use serde_json::json;
 
-use crate::{dialect::Answer, files, http, openapi, server::Server};
+use crate::{dialect::Answer, error::Fault, files, guard, http, openapi, server::Server};
 
 /// All routes. The guard goes around them.
 pub fn app(server: &Server) -> Router {
@@ -28,7 +28,18 @@ pub fn app(server: &Server) -> Router {
         .route("/metrics", get(metrics))
         .route("/openapi.json", get(document))
         .route("/docs", get(docs))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(wrong_method)
         .with_state(server.clone())
+}
+
+/// No such route, in the words of the clients that ask there: an empty answer is no error to most of them.
+async fn nowhere(uri: Uri) -> Response<Body> {
+    guard::refusal(guard::dialect(uri.path()), &Fault::NotFound("this route".into()))
+}
+
+async fn wrong_method(uri: Uri) -> Response<Body> {
+    guard::refusal(guard::dialect(uri.path()), &Fault::WrongMethod)
 }
 
 /// The process answers.

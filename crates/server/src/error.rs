@@ -25,6 +25,9 @@ pub enum Fault {
     /// No such route, job, file.
     #[error("{0} was not found")]
     NotFound(String),
+    /// A route that is there, asked in another way than it takes.
+    #[error("this route is not asked with this method")]
+    WrongMethod,
     /// A model that is not served here.
     #[error("the model '{0}' is not served here")]
     UnknownModel(String),

@@ -98,6 +98,8 @@ test("models, versions, hardware, account, files", async () => {
   const version = await replicate.models.versions.get("black-forest-labs", "flux-krea-dev", shown.latest_version.id);
   assert.deepEqual(version.openapi_schema.components.schemas.Input.required, ["prompt"]);
   assert.ok((await replicate.hardware.list()).length > 0);
+  assert.equal((await replicate.deployments.get("black-forest-labs", "flux-krea-dev")).current_release.number, 1);
+  assert.ok((await replicate.models.search("flux")).results.length > 0);
   assert.equal((await replicate.accounts.current()).type, "user");
   const file = await replicate.files.create(png, { about: "a test" });
   assert.equal((await replicate.files.get(file.id)).size, png.length);

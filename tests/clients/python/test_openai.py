@@ -90,6 +90,16 @@ class Edit(unittest.TestCase):
             self.assertEqual(len(answer.data), 2)
             self.assertEqual(size_and_format(base64.b64decode(answer.data[1].b64_json))[0], (128, 128))
 
+    def test_bytes_without_a_name(self):
+        answer = client.images.edit(model=MODEL, prompt="a red apple", image=(None, picture()), mask=(None, mask()),
+                                    extra_body={"steps": 6})
+        self.assertEqual(answer.size, "96x96")
+
+    def test_a_stored_file_that_is_not_there(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client.post("/images/edits", cast_to=object, body={"prompt": "x", "images": [{"file_id": "file-1"}]})
+        self.assertEqual((caught.exception.param, caught.exception.code), ("images", "invalid_value"))
+
     def test_stream(self):
         events = list(client.images.edit(model=MODEL, prompt="a red apple", image=("a.png", picture()), stream=True, partial_images=1))
         self.assertEqual([event.type for event in events], ["image_edit.partial_image", "image_edit.completed"])
@@ -119,6 +129,16 @@ class Errors(unittest.TestCase):
         with self.assertRaises(openai.BadRequestError) as caught:
             client.images.edit(model=MODEL, prompt="x", image=("a.png", b"not a picture"))
         self.assertEqual((caught.exception.code, caught.exception.param), ("invalid_image_file", "image"))
+
+    def test_a_route_that_is_not_there(self):
+        for ask, status, code in [(client.models.delete, 405, "method_not_supported"), (client.models.retrieve, 404, "model_not_found")]:
+            with self.assertRaises(openai.APIStatusError) as caught:
+                ask("some/model" if status == 404 else MODEL)
+            error = caught.exception
+            self.assertEqual((error.status_code, error.type, error.code), (status, "invalid_request_error", code))
+        with self.assertRaises(openai.NotFoundError) as caught:
+            client.embeddings.create(model=MODEL, input="x")
+        self.assertEqual(caught.exception.type, "invalid_request_error")
 
     def test_a_wrong_key(self):
         with self.assertRaises(openai.AuthenticationError) as caught:

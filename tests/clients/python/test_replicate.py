@@ -131,7 +131,7 @@ class Predictions(unittest.TestCase):
     def test_cancel(self):
         prediction = self.create(input=LONG)
         self.until(prediction.id, "processing")
-        self.cancel(prediction.id)
+        self.assertEqual(self.cancel(prediction.id).status, "canceled")
         started = time.monotonic()
         self.assertIsNone(self.until(prediction.id, "canceled").output)
         self.assertLess(time.monotonic() - started, 5)
@@ -196,6 +196,24 @@ class Catalogue(unittest.TestCase):
         names = [f"{one.owner}/{one.name}" for one in (replicate.models.list().results)]
         self.assertIn(MODEL, names)
 
+    def test_a_model_is_a_deployment(self):
+        if NEW:
+            deployment = replicate.deployments.get(deployment_owner="black-forest-labs", deployment_name="flux-krea-dev")
+            found = [f"{one.model.owner}/{one.model.name}" for one in client(URL).search(query="flux").models]
+            self.assertEqual(len(replicate.models.search(body="flux").results), len(found))
+        else:
+            deployment = replicate.deployments.get(MODEL)
+            prediction = deployment.predictions.create(input=ask())
+            prediction.wait()
+            self.assertEqual(prediction.status, "succeeded")
+            found = [one.id for one in replicate.models.search("flux").results]
+        self.assertEqual((deployment.owner, deployment.current_release.model), ("black-forest-labs", MODEL))
+        self.assertIn(MODEL, found)
+
+    def test_what_is_empty_here(self):
+        for empty in [replicate.collections.list(), replicate.trainings.list()]:
+            self.assertEqual(list(empty), [])
+
     def test_account_and_hardware(self):
         account = replicate.account.get() if NEW else client(URL).accounts.current()
         self.assertEqual(account.type, "user")
@@ -204,12 +222,12 @@ class Catalogue(unittest.TestCase):
     def test_files(self):
         data = picture()
         if NEW:
-            file = replicate.files.create(content=data, filename="a.png", type="image/png")
+            file = replicate.files.create(content=data, filename="a.png", type="image/png", metadata={"a": "b"})
             got = replicate.files.get(file_id=file.id)
         else:
-            file = replicate.files.create(io.BytesIO(data), filename="a.png", content_type="image/png")
+            file = replicate.files.create(io.BytesIO(data), filename="a.png", content_type="image/png", metadata={"a": "b"})
             got = replicate.files.get(file.id)
-        self.assertEqual((got.size, got.id), (len(data), file.id))
+        self.assertEqual((got.size, got.id, got.metadata), (len(data), file.id, {"a": "b"}))
         listed = replicate.files.list()
         self.assertIn(file.id, [one.id for one in (listed.results if hasattr(listed, "results") else listed)])
         with urllib.request.urlopen(file.urls["get"] if isinstance(file.urls, dict) else file.urls.get) as answer:

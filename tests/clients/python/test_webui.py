@@ -29,6 +29,7 @@ class WebUI(unittest.TestCase):
         self.assertTrue(api.get_options()["sd_model_checkpoint"])
         self.assertEqual(api.get_sd_models()[0]["model_name"], api.get_options()["sd_model_checkpoint"])
         self.assertEqual([sampler["name"] for sampler in api.get_samplers()], ["Euler"])
+        self.assertEqual(api.get_scripts(), {"txt2img": [], "img2img": []})
         api.refresh_checkpoints()
 
     def test_progress_and_interrupt(self):

@@ -405,6 +405,7 @@ pub fn fault(fault: &Fault) -> Answer {
         }
         Fault::Flagged { message, .. } => unprocessable([entry("prompt", "content_policy_violation", message, None)]),
         Fault::NotFound(_) | Fault::UnknownModel(_) => plain(404),
+        Fault::WrongMethod => Answer::new(405, json!({"detail": "Method Not Allowed"})),
         Fault::Unauthenticated => plain(401),
         Fault::Forbidden(_) => plain(403),
         Fault::TooLarge(_) => plain(413),

@@ -241,6 +241,7 @@ fn fault_body(fault: &Fault) -> Value {
         Fault::Invalid(_) => "invalid",
         Fault::Picture { .. } => "picture",
         Fault::NotFound(_) => "not_found",
+        Fault::WrongMethod => "wrong_method",
         Fault::UnknownModel(_) => "unknown_model",
         Fault::Unauthenticated => "unauthenticated",
         Fault::Forbidden(_) => "forbidden",
@@ -272,6 +273,7 @@ pub fn error(fault: &Fault) -> Answer {
     let status = match fault {
         Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => 422,
         Fault::UnknownModel(_) | Fault::NotFound(_) => 404,
+        Fault::WrongMethod => 405,
         Fault::Unauthenticated => 401,
         Fault::Forbidden(_) => 403,
         Fault::TooLarge(_) => 413,

@@ -371,6 +371,7 @@ pub fn error(fault: &Fault) -> Answer {
             error(400, INVALID, Some(code), Some(field))
         }
         Fault::NotFound(_) => error(404, INVALID, None, None),
+        Fault::WrongMethod => error(405, INVALID, Some("method_not_supported"), None),
         Fault::UnknownModel(_) => error(404, INVALID, Some("model_not_found"), Some("model")),
         Fault::Unauthenticated => error(401, INVALID, Some("invalid_api_key"), None),
         Fault::Forbidden(_) => error(403, INVALID, Some("permission_denied"), None),
@@ -495,6 +496,7 @@ mod tests {
     #[test]
     fn every_fault_has_the_clients_shape() {
         let faults = [
+            (Fault::WrongMethod, 405, "invalid_request_error", json!("method_not_supported")),
             (Fault::Unauthenticated, 401, "invalid_request_error", json!("invalid_api_key")),
             (Fault::UnknownModel("x".into()), 404, "invalid_request_error", json!("model_not_found")),
             (

@@ -311,6 +311,26 @@ pub fn model(name: &str, base: &str) -> Value {
     })
 }
 
+/// A model as the deployment of its own name; `username` is whoever asks.
+pub fn deployment(name: &str, username: &str) -> Value {
+    let (owner, short) = name.split_once('/').unwrap_or(("darkroom", name));
+    json!({
+        "owner": owner, "name": short,
+        "current_release": {
+            "number": 1, "model": name, "version": version_id(name), "created_at": instant(RELEASED),
+            "created_by": {"type": "user", "username": username, "name": username, "github_url": null},
+            "configuration": {"hardware": "cpu", "min_instances": 1, "max_instances": 1},
+        },
+    })
+}
+
+/// Whether a model's name is looked for: one of the words stands in it. Without a word, any is.
+pub fn fits(name: &str, wish: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let mut words = wish.split_whitespace().peekable();
+    words.peek().is_none() || words.any(|word| name.contains(&word.to_ascii_lowercase()))
+}
+
 /// When the weights of FLUX.1 Krea \[dev\] were published, 2025-07-31.
 const RELEASED: i64 = 1_753_920_000_000;
 
@@ -459,6 +479,7 @@ pub fn fault(fault: &Fault) -> Answer {
         Fault::NotFound(_) | Fault::UnknownModel(_) => {
             titled(404, "Not found", "The requested resource could not be found.")
         }
+        Fault::WrongMethod => titled(405, "Method not allowed", &detail),
         Fault::Unauthenticated => titled(401, "Unauthenticated", "You did not pass a valid authentication token"),
         Fault::Forbidden(_) => titled(403, "Permission denied", &detail),
         Fault::TooLarge(_) => titled(413, "Payload too large", &detail),

@@ -206,6 +206,7 @@ pub fn error(fault: &Fault) -> Answer {
     let status = match fault {
         Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => 422,
         Fault::UnknownModel(_) | Fault::NotFound(_) => 404,
+        Fault::WrongMethod => 405,
         Fault::Unauthenticated => 401,
         Fault::Forbidden(_) => 403,
         Fault::TooLarge(_) => 413,
@@ -247,10 +248,14 @@ pub fn list(name: &str) -> Option<Value> {
         | "prompt-styles"
         | "hypernetworks"
         | "face-restorers"
+        | "script-info"
+        | "artists"
+        | "artist-categories"
         | "realesrgan-models"
         | "extensions" => json!([]),
         "embeddings" => json!({"loaded": {}, "skipped": {}}),
         "cmd-flags" => json!({}),
+        "scripts" => json!({"txt2img": [], "img2img": []}),
         "memory" => json!({"ram": {}, "cuda": {}}),
         _ => return None,
     })

@@ -67,7 +67,17 @@ fn is_file(path: &str) -> bool {
 /// In whose words a canonical path is answered.
 pub fn dialect(path: &str) -> Dialect {
     let begins = |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    let replicate = ["/v1/predictions", "/v1/deployments", "/v1/files", "/v1/account", "/v1/hardware", "/v1/webhooks"];
+    let replicate = [
+        "/v1/predictions",
+        "/v1/deployments",
+        "/v1/files",
+        "/v1/account",
+        "/v1/hardware",
+        "/v1/webhooks",
+        "/v1/collections",
+        "/v1/trainings",
+        "/v1/search",
+    ];
     if begins("/fal") {
         Dialect::Fal
     } else if begins("/sdapi") {

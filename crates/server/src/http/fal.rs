@@ -71,7 +71,7 @@ fn refused(fault: &Fault) -> Response<Body> {
 }
 
 fn wrong_method() -> Response<Body> {
-    respond(&Answer::new(405, json!({"detail": "Method Not Allowed"})))
+    refused(&Fault::WrongMethod)
 }
 
 /// The output of a job that ended.

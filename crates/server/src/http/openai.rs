@@ -25,7 +25,7 @@ use crate::{
         Answer,
         openai::{self, Common, Deliver, Files, Route, Shown},
     },
-    error::Fault,
+    error::{Fault, Rule},
     guard::PublicUrl,
     job::{Dialect, JobId, JobView, Made, NewJob, Priority, State as JobState},
     server::Server,
@@ -40,7 +40,7 @@ pub fn router() -> Router<Server> {
         .route("/v1/images/generations", post(generations))
         .route("/v1/images/edits", post(edits))
         .route("/v1/images/variations", post(variations))
-        .route("/v1/models", get(models))
+        .route("/v1/models", get(models).fallback(super::replicate::query_models))
         .route("/v1/models/{id}", get(model))
         // The guard limits bodies, by their kind.
         .layer(DefaultBodyLimit::disable())
@@ -112,11 +112,21 @@ async fn pictures(
                 value.as_str().or_else(|| value["image_url"].as_str()).or_else(|| value["image_url"]["url"].as_str());
             url.map(|url| Source::Url { url: url.to_owned(), field: field.into() })
         };
-        let given = body.get("images").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-        let files = Files {
-            images: given.iter().chain(body.get("image")).filter_map(|image| url(image, "image")).collect(),
-            mask: body.get("mask").and_then(|mask| url(mask, "mask")),
+        let all = |field: &str| -> Result<Vec<Source>, Fault> {
+            let given = match body.get(field) {
+                None | Some(Value::Null) => &[],
+                Some(Value::Array(given)) => given.as_slice(),
+                Some(one) => std::slice::from_ref(one),
+            };
+            let message =
+                "has to be given as {\"image_url\": …}, a URL or a data URI; no files are kept by their names";
+            let wrong = || Fault::invalid(field, Rule::Other, message);
+            // Only the first is used; the others have to be ones, too.
+            given.iter().map(|image| url(image, field).ok_or_else(wrong)).collect()
         };
+        let mut images = all("images")?;
+        images.extend(all("image")?);
+        let files = Files { images, mask: all("mask")?.into_iter().next() };
         return Ok((body, files));
     }
     let form = Form::read(request).await?;

@@ -11,7 +11,8 @@ use axum::{
     Extension, Router,
     body::{Body, Bytes},
     extract::{Path, Query, State, rejection::BytesRejection},
-    http::{HeaderMap, Response},
+    http::{HeaderMap, Method, Response},
+    response::IntoResponse,
     routing::{get, post},
 };
 use chrono::DateTime;
@@ -44,6 +45,13 @@ pub fn router() -> Router<Server> {
         .route("/v1/models/{owner}/{name}/versions", get(versions))
         .route("/v1/models/{owner}/{name}/versions/{version}", get(version))
         .route("/v1/deployments/{owner}/{name}/predictions", post(create_by_model))
+        .route("/v1/models/{owner}/{name}/examples", get(nothing_of_a_model))
+        .route("/v1/models/{owner}/{name}/readme", get(readme))
+        .route("/v1/deployments", get(deployments))
+        .route("/v1/deployments/{owner}/{name}", get(deployment))
+        .route("/v1/collections", get(nothing))
+        .route("/v1/trainings", get(nothing))
+        .route("/v1/search", get(search))
         .route("/v1/account", get(account))
         .route("/v1/hardware", get(hardware))
         .route("/v1/webhooks/default/secret", get(webhook_secret))
@@ -201,10 +209,16 @@ async fn cancel(
     (Extension(caller), Extension(base)): Asked,
     Path(id): Path<String>,
 ) -> Response<Body> {
+    /// How long a run takes to stop, for scripts that look at the answer alone.
+    const STOPPING: Duration = Duration::from_secs(2);
+
     let cancelled = async {
         let job = find(&server, &caller, &id).await?;
         server.jobs.cancel(&job.id).await;
-        let job = server.jobs.view(&job.id).await.unwrap_or(job);
+        let job = match ended(&server, &job.id, STOPPING).await {
+            Some(job) => job,
+            None => server.jobs.view(&job.id).await.unwrap_or(job),
+        };
         Ok(shown(&server, &job, &base).await)
     };
     answered(200, cancelled.await)
@@ -250,12 +264,104 @@ async fn model(
     Path((owner, name)): Path<(String, String)>,
 ) -> Response<Body> {
     let name = format!("{owner}/{name}");
-    answered(200, server.model(Some(&name)).map(|_| replicate::model(&name, &base.0)))
+    match server.model(Some(&name)) {
+        Ok(_) => answered(200, Ok(replicate::model(&name, &base.0))),
+        Err(fault) => {
+            // OpenAI's older clients ask here, too, for models with a slash in their name.
+            let mut answer = replicate::fault(&fault);
+            answer.body["error"] = crate::dialect::openai::error(&fault).body["error"].take();
+            respond(&answer)
+        }
+    }
+}
+
+fn page(results: &[Value]) -> Value {
+    json!({"previous": null, "next": null, "results": results})
+}
+
+/// Lists that are empty here: scripts walk through them.
+async fn nothing() -> Response<Body> {
+    answered(200, Ok(page(&[])))
+}
+
+async fn nothing_of_a_model(
+    State(server): State<Server>,
+    Path((owner, name)): Path<(String, String)>,
+) -> Response<Body> {
+    answered(200, server.model(Some(&format!("{owner}/{name}"))).map(|_| page(&[])))
+}
+
+/// A model's description as text.
+async fn readme(
+    State(server): State<Server>,
+    Extension(base): Extension<PublicUrl>,
+    Path((owner, name)): Path<(String, String)>,
+) -> Response<Body> {
+    let name = format!("{owner}/{name}");
+    match server.model(Some(&name)) {
+        Ok(_) => {
+            let about = replicate::model(&name, &base.0)["description"].as_str().unwrap_or_default().to_owned();
+            format!("# {name}\n\n{about}\n").into_response()
+        }
+        Err(fault) => answered(200, Err(fault)),
+    }
+}
+
+/// Each model is a deployment of its own name, which predictions can be asked of.
+async fn deployments(State(server): State<Server>, Extension(caller): Extension<Caller>) -> Response<Body> {
+    let all: Vec<_> = names(&server).iter().map(|name| replicate::deployment(name, &caller.owner.0)).collect();
+    answered(200, Ok(page(&all)))
+}
+
+async fn deployment(
+    State(server): State<Server>,
+    Extension(caller): Extension<Caller>,
+    Path((owner, name)): Path<(String, String)>,
+) -> Response<Body> {
+    let name = format!("{owner}/{name}");
+    answered(200, server.model(Some(&name)).map(|_| replicate::deployment(&name, &caller.owner.0)))
+}
+
+/// Models whose names fit what is looked for.
+fn found(server: &Server, wish: &str, base: &str) -> Vec<Value> {
+    let fits = |name: &&String| replicate::fits(name, wish);
+    names(server).iter().filter(fits).map(|name| replicate::model(name, base)).collect()
+}
+
+async fn search(
+    State(server): State<Server>,
+    Extension(base): Extension<PublicUrl>,
+    Query(query): Query<Vec<(String, String)>>,
+) -> Response<Body> {
+    let wished = wish(&query, "query").unwrap_or_default();
+    let models: Vec<_> = found(&server, wished, &base.0)
+        .into_iter()
+        .map(|model| json!({"model": model, "metadata": {"generated_description": null, "tags": [], "score": null}}))
+        .collect();
+    answered(200, Ok(json!({"query": wished, "models": models, "collections": [], "pages": []})))
+}
+
+/// The method `QUERY` on the list of models, with the words as the body.
+pub(crate) async fn query_models(
+    State(server): State<Server>,
+    Extension(base): Extension<PublicUrl>,
+    method: Method,
+    body: Result<Bytes, BytesRejection>,
+) -> Response<Body> {
+    if method.as_str() != "QUERY" {
+        return answered(200, Err(Fault::WrongMethod));
+    }
+    let listed = whole(body).map(|body| {
+        // The beta of 2.0 sends the words as a JSON string.
+        let words = serde_json::from_slice(&body).unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned());
+        page(&found(&server, &words, &base.0))
+    });
+    answered(200, listed)
 }
 
 async fn versions(State(server): State<Server>, Path((owner, name)): Path<(String, String)>) -> Response<Body> {
     let name = format!("{owner}/{name}");
-    let listed = |_| json!({"previous": null, "next": null, "results": [replicate::version(&name)]});
+    let listed = |_| page(&[replicate::version(&name)]);
     answered(200, server.model(Some(&name)).map(listed))
 }
 

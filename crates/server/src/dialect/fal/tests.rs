@@ -227,6 +227,7 @@ fn every_fault_has_a_status() {
         (picture(PictureFault::TooSmall), 422, "image_too_small"),
         (flagged, 422, "content_policy_violation"),
         (Fault::UnknownModel("m".into()), 404, ""),
+        (Fault::WrongMethod, 405, ""),
         (Fault::Unauthenticated, 401, ""),
         (Fault::Forbidden("m".into()), 403, ""),
         (Fault::TooLarge("m".into()), 413, ""),

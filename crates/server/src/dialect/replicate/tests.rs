@@ -189,6 +189,16 @@ fn models_and_versions_are_named_in_several_ways() {
 }
 
 #[test]
+fn a_model_is_a_deployment_and_is_found_by_words() {
+    let deployment = deployment(MODEL, "me");
+    assert_eq!((&deployment["owner"], &deployment["name"]), (&json!("black-forest-labs"), &json!("flux-krea-dev")));
+    let release = &deployment["current_release"];
+    assert_eq!((&release["number"], &release["version"]), (&json!(1), &json!(version_id(MODEL))));
+    assert_eq!(release["created_by"]["username"], "me");
+    assert!(fits(MODEL, "FLUX pictures") && fits(MODEL, " ") && !fits(MODEL, "llama"));
+}
+
+#[test]
 fn the_schema_is_cogs() {
     let schemas = &schema()["components"]["schemas"];
     let input = &schemas["Input"];
@@ -211,6 +221,7 @@ fn the_schema_is_cogs() {
 fn every_fault_has_a_status() {
     for (fault, status) in [
         (Fault::UnknownModel("m".into()), 404),
+        (Fault::WrongMethod, 405),
         (Fault::Unauthenticated, 401),
         (Fault::Full { retry_after: 1, message: "m".into() }, 429),
         (Fault::Failed("m".into()), 500),

@@ -10,7 +10,7 @@ use axum::{
     routing::get,
 };
 use futures_util::{StreamExt, stream};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{Asked, answered, event_id, output};
 use crate::{
@@ -54,7 +54,8 @@ async fn upload(
         let metadata = form.files("metadata").next().and_then(|file| serde_json::from_slice(&file.bytes).ok());
         let metadata: Option<Value> = metadata
             .or_else(|| serde_json::from_str(form.values.get("metadata")?.as_str()?).ok())
-            .filter(Value::is_object);
+            .filter(Value::is_object)
+            .or_else(|| flat(&form, "metadata"));
         let at = form.files.iter().position(|file| file.name == "content");
         let missing = || Fault::invalid("content", Rule::Missing, "has to be a file");
         let file = form.files.swap_remove(at.ok_or_else(missing)?);
@@ -66,6 +67,14 @@ async fn upload(
         Ok(shown(&server, &base, &*server.blobs.put(file.bytes, new).await?))
     };
     answered(201, kept.await)
+}
+
+/// An object that came as `NAME[key]` values, as the beta of 2.0 sends it.
+fn flat(form: &Form, name: &str) -> Option<Value> {
+    let key = |field: &str| field.strip_prefix(name)?.strip_prefix('[')?.strip_suffix(']').map(str::to_owned);
+    let members = form.values.iter().filter_map(|(field, value)| Some((key(field)?, value.clone())));
+    let members: Map<String, Value> = members.collect();
+    (!members.is_empty()).then_some(Value::Object(members))
 }
 
 async fn list(State(server): State<Server>, (Extension(caller), Extension(base)): Asked) -> Response<Body> {
@@ -153,4 +162,17 @@ async fn last(server: &Server, view: &JobView, base: &PublicUrl) -> Vec<(&'stati
     parts.extend(replicate::stream_error(view).map(|error| ("error", ascii_json(&error))));
     parts.push(("done", replicate::done(view).to_string()));
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_comes_in_brackets() {
+        let values = json!({"metadata[a]": "1", "metadata[b c]": "x", "metadatas[d]": "y", "filename": "z"});
+        let form = Form { values: values.as_object().cloned().unwrap(), ..Form::default() };
+        assert_eq!(flat(&form, "metadata"), Some(json!({"a": "1", "b c": "x"})));
+        assert_eq!(flat(&form, "other"), None);
+    }
 }
