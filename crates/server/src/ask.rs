@@ -37,6 +37,9 @@ pub struct Ask {
     /// White (or transparent) is painted anew; `Mode::Inpaint` only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<Source>,
+    /// The mask says what stays instead.
+    #[serde(default)]
+    pub mask_inverted: bool,
     /// The file format of the results.
     #[serde(with = "by_name")]
     pub format: Format,
@@ -84,6 +87,7 @@ impl Ask {
             pictures: 1,
             given: Vec::new(),
             mask: None,
+            mask_inverted: false,
             format: Format::Png,
             quality: 90,
             acceleration: Acceleration::None,

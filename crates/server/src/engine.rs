@@ -394,6 +394,7 @@ fn request(
             let mut start = begin(&given.picture, strength);
             // Where no mask is given, what is transparent is painted.
             let mask = mask.or_else(|| given.alpha.is_some().then(|| given.clone())).map(Decoded::into_mask);
+            let mask = mask.map(|mask| if ask.mask_inverted { inverted(&mask) } else { mask });
             start.mask = mask.map(|mask| canvas.given(&mask));
             request.pictures.start = Some(start);
         }
@@ -421,6 +422,11 @@ fn request(
 fn about_held(held: &Held, ask: &Ask, seed: u64, run: &Run) -> serde_json::Value {
     let score = held.verdict().scores.map(|scores| scores.explicit());
     json!({"job": run.id(), "model": ask.model, "seed": seed, "category": held.refused().category, "score": score})
+}
+
+/// White where it was black.
+fn inverted(mask: &Rgb8) -> Rgb8 {
+    Rgb8::new(mask.width(), mask.height(), mask.as_ref().iter().map(|value| 255 - value).collect())
 }
 
 fn blob(source: &Source) -> Result<&BlobId, Fault> {

@@ -95,7 +95,7 @@ fn a_full_disk_and_a_folder_that_became_read_only() {
         panic!("{what}: never; {}", up.log());
     };
     wait("ready, though nobody sends any work", &|| ready() == 200);
-    assert_eq!(draw(1000).status, 200);
+    wait("a picture on the bigger disk", &|| draw(1000).status == 200);
 
     // Pictures cannot be stored any more.
     writeln!(commands, "mount -t tmpfs -o ro tmpfs \"$1/files\"").unwrap();

@@ -187,6 +187,7 @@ pub fn ask(app: &App, model: String, body: &Value, random: u32, keep_seconds: u6
         pictures: values.integer("num_images").unwrap_or(1),
         given: given.into_iter().collect(),
         mask: None,
+        mask_inverted: false,
         format: if values.text("output_format") == Some("png") {
             flux::image_file::Format::Png
         } else {

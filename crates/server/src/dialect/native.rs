@@ -143,6 +143,7 @@ pub fn ask(
             pictures: values.integer("pictures").unwrap_or(1),
             given: given.into_iter().collect(),
             mask,
+            mask_inverted: false,
             format: text("format").parse().map_err(|error| named("format", &error))?,
             quality: values.integer("quality").unwrap_or(90),
             acceleration: match text("acceleration") {

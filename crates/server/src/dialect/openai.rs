@@ -213,6 +213,7 @@ pub fn ask(
         pictures,
         given: files.images,
         mask: files.mask,
+        mask_inverted: false,
         format,
         quality: values.integer("output_compression").unwrap_or(100),
         acceleration,

@@ -112,6 +112,7 @@ pub fn ask(model: String, input: &Value, random: u32) -> Result<Ask, Fault> {
         pictures: values.integer("num_outputs").unwrap_or(1),
         given: image.into_iter().collect(),
         mask: None,
+        mask_inverted: false,
         format: match values.text("output_format") {
             Some("png") => flux::image_file::Format::Png,
             Some("jpg") => flux::image_file::Format::Jpeg,

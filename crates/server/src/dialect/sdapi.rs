@@ -42,7 +42,7 @@ pub const FIELDS: [Field; 22] = [
         .treated(Treatment::Renamed("strength")),
     field("init_images", Kind::Any, "Base64 or data URIs; the first is used.").treated(Treatment::Renamed("image")),
     field("mask", Kind::Picture, "Base64 or a data URI; white is made anew."),
-    field("inpainting_mask_invert", Kind::Any, "").treated(Treatment::Ignored("turn the mask over before")),
+    field("inpainting_mask_invert", Kind::Any, "1: black is made anew."),
     field("sampler_name", Kind::Any, "")
         .or(&["sampler_index"])
         .treated(Treatment::Converted("Euler, whatever is named")),
@@ -99,6 +99,7 @@ pub fn ask(
         seed: seed(values.integer("seed"), random),
         pictures: count,
         given,
+        mask_inverted: mask.is_some() && values.get("inpainting_mask_invert").is_some_and(is_on),
         mask,
         format: flux::image_file::Format::Png,
         quality: 100,
@@ -125,6 +126,11 @@ fn pictures(values: &Values) -> Result<(Mode, Vec<Source>, Option<Source>), Faul
     let mask = values.text("mask").filter(|mask| !mask.is_empty()).map(|mask| source(mask, "mask"));
     let mode = if mask.is_some() { Mode::Inpaint { strength } } else { Mode::Image { strength } };
     Ok((mode, vec![source(first, "init_images")], mask))
+}
+
+/// Front ends send numbers for flags.
+fn is_on(value: &Value) -> bool {
+    value.as_bool().unwrap_or_else(|| value.as_f64().is_some_and(|number| number != 0.0))
 }
 
 /// Bare base64 becomes a data URI; its type is told by its bytes.
@@ -288,7 +294,12 @@ mod tests {
     fn a_picture_is_base64_or_a_data_uri() {
         let body = json!({"prompt": "x", "init_images": ["iVBORw0KGgo="], "mask": "data:image/png;base64,AA==", "denoising_strength": 0.4});
         let ask = asked(&body, true).unwrap().ask;
-        assert_eq!(ask.mode, Mode::Inpaint { strength: 0.4 });
+        assert_eq!((ask.mode, ask.mask_inverted), (Mode::Inpaint { strength: 0.4 }, false));
+        for (given, inverted) in [(json!(1), true), (json!(0), false), (json!(true), true), (json!(null), false)] {
+            let mut body = body.clone();
+            body["inpainting_mask_invert"] = given;
+            assert_eq!(asked(&body, true).unwrap().ask.mask_inverted, inverted, "{}", body["inpainting_mask_invert"]);
+        }
         let Source::Url { url, field } = &ask.given[0] else { panic!("a blob") };
         assert_eq!(
             (url.as_str(), field.as_str()),

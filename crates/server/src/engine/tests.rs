@@ -145,13 +145,22 @@ async fn only_the_masked_part_is_painted() {
     let mask = png(&black_left);
     let (given, mask) = (vec![bench.upload(&drawn).await], Some(bench.upload(&mask).await));
     let mode = Mode::Inpaint { strength: 1.0 };
-    let file = bench.files(Ask { size, given, mask, mode, seed: 9, ..ask("a blue car") }).await.remove(0);
+    let painted = Ask { size, given, mask, mode, seed: 9, ..ask("a blue car") };
+    let file = bench.files(painted.clone()).await.remove(0);
     let (before, after) = (image_file::decode(&drawn).unwrap().picture, image_file::decode(&file).unwrap().picture);
     let apart = |columns: std::ops::Range<u32>| {
         let pixels = (0..96).flat_map(|y| columns.clone().map(move |x| (x, y)));
         pixels.map(|(x, y)| f64::from(before.pixel(x, y)[1].abs_diff(after.pixel(x, y)[1]))).sum::<f64>() / 96.0 / 40.0
     };
     assert!(apart(0..40) < 8.0 && apart(56..96) > 20.0, "{} {}", apart(0..40), apart(56..96));
+
+    // The other half by the same mask turned over, or told so.
+    let black_right = Rgb8::new(96, 96, black_left.as_ref().iter().map(|value| 255 - value).collect());
+    let turned = Ask { mask: Some(bench.upload(&png(&black_right)).await), ..painted.clone() };
+    let told = Ask { mask_inverted: true, ..painted };
+    let (turned, told) = (bench.files(turned).await, bench.files(told).await);
+    assert_eq!(pixels(&turned), pixels(&told));
+    assert_ne!(pixels(&told), pixels(&[file]));
 }
 
 /// A file of a picture that no model made.
