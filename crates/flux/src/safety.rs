@@ -225,6 +225,13 @@ impl Safety {
         Self::of(self.0.prompts.clone(), None, self.0.on_flagged)
     }
 
+    /// The same with another line for pictures, where there is a gate for them; above 0, up to 1.
+    #[must_use]
+    pub fn with_threshold(&self, threshold: f32) -> Self {
+        let pictures = self.0.pictures.map(|gate| PictureGate { threshold, ..gate });
+        Self::of(self.0.prompts.clone(), pictures, self.0.on_flagged)
+    }
+
     /// The same with something else done to flagged pictures.
     #[must_use]
     pub fn with_on_flagged(&self, on_flagged: OnFlagged) -> Self {
@@ -468,6 +475,9 @@ mod tests {
         assert!(given.to_string().contains("given as 'image'"), "{given}");
         assert!(matches!(Error::from(flagged), Error::Refused(_)));
 
+        let lenient = strict.with_threshold(1.0);
+        assert_eq!(lenient.name(), "nsfwjs/1");
+        assert!(lenient.review(picture.clone()).is_ok());
         let open = strict.without_picture_gate();
         assert_eq!((open.name(), open.judge(&picture)), ("off", Verdict::default()));
         assert_eq!(open.review(picture.clone()).unwrap().get(), &picture);

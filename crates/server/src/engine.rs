@@ -213,7 +213,7 @@ impl Studio {
 
     /// The operator's policy, as far as a request may change it.
     fn safety(&self, ask: &Ask) -> Safety {
-        let policy = self.stock.safety();
+        let policy = self.stock.safety_of(&ask.model);
         let policy = if ask.safety || !self.stock.safety_optional { policy } else { policy.without_picture_gate() };
         policy.with_on_flagged(match ask.on_flagged {
             _ if self.stock.hold.is_some() => safety::OnFlagged::Hold,

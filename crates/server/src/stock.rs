@@ -14,6 +14,10 @@ use crate::{config::Config, names};
 /// The model in the box, where no other is configured.
 const POCKET: &str = "pocket";
 
+/// From which score on a picture of the model in the box is flagged unless the operator says. It draws icons of things, which the
+/// classifier was not made for: of some thousand, one was given 0.88.
+const BOX_THRESHOLD: f32 = 0.99;
+
 /// What the program knows and the configuration does not.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings {
@@ -43,6 +47,8 @@ pub struct Stock {
     pub search: SearchPaths,
     /// How they are loaded.
     pub options: LoadOptions,
+    /// From which score on a picture of the model in the box is flagged, if that is not as for the others.
+    pub box_threshold: Option<f32>,
     /// Whether a request may have its pictures not looked at; what is looked at, `options.safety` says.
     pub safety_optional: bool,
     /// How long a flagged picture is kept for a person to look at; `None`: it is not kept.
@@ -81,6 +87,7 @@ impl Stock {
             aliases: config.aliases.clone(),
             search,
             options,
+            box_threshold: config.safety.threshold.is_none().then_some(BOX_THRESHOLD),
             safety_optional: config.safety.optional,
             hold: config.safety.hold,
             loras: config.loras.clone(),
@@ -91,6 +98,15 @@ impl Stock {
     /// The policy for prompts and pictures.
     pub fn safety(&self) -> Safety {
         self.options.safety.clone().unwrap_or_else(Safety::off)
+    }
+
+    /// The same for a model.
+    pub fn safety_of(&self, model: &str) -> Safety {
+        let boxed = self.models.iter().any(|served| served.name == model && served.spec.model.is_none());
+        let policy = self.safety();
+        self.box_threshold
+            .filter(|_| boxed)
+            .map_or_else(|| policy.clone(), |threshold| policy.with_threshold(threshold))
     }
 
     /// The name of the model that a client named; of the first, if it named none. `None` if it is not served.

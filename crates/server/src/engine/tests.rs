@@ -260,6 +260,8 @@ async fn what_is_flagged_is_left_out_or_black() {
     // Every picture is above such a threshold.
     let gates = SafetyConfig { threshold: 1e-9, ..SafetyConfig::default() };
     let options = LoadOptions { safety: Some(Safety::new(&gates).unwrap()), ..LoadOptions::default() };
+    let own_line = Stock { options: options.clone(), box_threshold: Some(1.0), ..one_model() };
+    assert_eq!(bench(own_line).await.files(ask("a red fox")).await.len(), 1, "the model in the box has its own line");
     let bench = bench(Stock { options, safety_optional: true, ..one_model() }).await;
     let view = bench.end(Ask { pictures: 2, ..ask("a red fox") }).await;
     assert!(matches!(view.fault(), Some(Fault::Flagged { stage: Stage::Picture, .. })), "{:?}", view.fault());
