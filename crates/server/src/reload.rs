@@ -1,7 +1,7 @@
 //! Another configuration without a restart: on SIGHUP, or when an administrator asks for it.
 //!
-//! All sources are read again. What is live ([`crate::config::Setting::is_live`]) is in force from the next job on; what is not is named, and waits for a
-//! restart. A configuration that is wrong changes nothing.
+//! All sources are read again. What is live ([`crate::config::Setting::is_live`]) is in force from the next job on; what is not is
+//! named, and waits for a restart. A configuration that is wrong changes nothing.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -59,8 +59,9 @@ impl Reload {
     /// # Errors
     /// [`ReloadError`]; nothing was changed then.
     pub fn apply(&self, shelf: &Shelf) -> Result<Reloaded, ReloadError> {
-        let new = (self.again)()?;
+        // Of two at once the one that reads last is in force.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = (self.again)()?;
         let stock = Stock::configured(&new, &self.surroundings)?;
         let names =
             |settings: &mut dyn Iterator<Item = &'static Setting>| settings.map(|setting| setting.name).collect();

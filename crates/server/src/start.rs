@@ -127,11 +127,6 @@ impl Running {
             most: config.jobs.count,
         };
         let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher.clone())), settings, metrics.clone()).await?;
-        if stock.safety().is_off() {
-            tracing::warn!(
-                "the safety policy is off: the models' licence asks whoever deploys them for a filter or a review"
-            );
-        }
         let shelf = Shelf::new(stock);
         let signing = Signing::open(&journal).await?;
         let server = Server::new(Parts {
