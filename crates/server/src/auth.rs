@@ -26,11 +26,11 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    clock::now,
+    clock::{Millis, now},
     config::Secret,
     error::Fault,
     hex::hex,
-    job::{Millis, Owner},
+    owner::Owner,
 };
 
 /// What a key is good for; each includes those before it.

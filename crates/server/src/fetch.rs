@@ -30,8 +30,8 @@ use crate::{
     blobs::{BlobId, Blobs, NewBlob, Purpose, sniff},
     config::Config,
     error::{Fault, PictureFault},
-    job::Owner,
     metrics::Metrics,
+    owner::Owner,
 };
 
 /// Most redirects of a picture.

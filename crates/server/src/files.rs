@@ -153,7 +153,7 @@ mod tests {
     use super::*;
     use crate::{
         blobs::{NewBlob, Place, Purpose},
-        job::Owner,
+        owner::Owner,
     };
 
     async fn ask(blobs: &Blobs, path: &str, headers: &[(&str, &str)]) -> (StatusCode, HeaderMap, Bytes) {

@@ -6,8 +6,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{ask::Ask, blobs::BlobId, error::Fault};
-pub use crate::{clock::Millis, owner::Owner};
+use crate::{ask::Ask, blobs::BlobId, clock::Millis, error::Fault, owner::Owner};
 
 /// A job's name: 26 characters of lower-case base 32 without lookalikes, 130 random bits, so it cannot be guessed.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -137,13 +136,13 @@ pub struct NewJob {
 }
 
 impl NewJob {
-    /// In darkroom's own dialect, for anyone, with nothing beside what is asked.
-    pub fn plain(ask: Ask) -> Self {
+    /// With nothing beside what is asked: of the usual priority, without deadlines, kept until it ended even if nobody waits.
+    pub fn new(dialect: Dialect, owner: &Owner, endpoint: &str, ask: Result<Ask, Fault>) -> Self {
         Self {
-            dialect: Dialect::Native,
-            owner: Owner::anyone(),
-            endpoint: "jobs".into(),
-            ask: Ok(ask),
+            dialect,
+            owner: owner.clone(),
+            endpoint: endpoint.to_owned(),
+            ask,
             raw: Value::Null,
             priority: Priority::Normal,
             idempotency_key: None,
@@ -153,6 +152,11 @@ impl NewJob {
             webhook: None,
             secret: None,
         }
+    }
+
+    /// The same in darkroom's own dialect, for anyone.
+    pub fn plain(ask: Ask) -> Self {
+        Self::new(Dialect::Native, &Owner::anyone(), "jobs", Ok(ask))
     }
 }
 

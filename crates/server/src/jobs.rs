@@ -30,14 +30,15 @@ use tokio::{
 use self::effects::{keep_time, ticket, view};
 pub use self::run::Run;
 pub(crate) use self::run::Taken;
-pub use crate::clock::now;
 use crate::{
     blobs::BlobId,
+    clock::{Millis, now},
     error::Fault,
-    job::{Dialect, JobId, JobView, Millis, NewJob, Outcome, Owner, State, Webhook},
+    job::{Dialect, JobId, JobView, NewJob, Outcome, State, Webhook},
     journal::Journal,
     metrics::Metrics,
     outbox::Outbox,
+    owner::Owner,
     queue::{Effect, Event, Left, Limits, Queue},
     records::{self, Record},
 };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use crate::{
+    clock::Millis,
     error::Fault,
-    job::Millis,
     journal::Journal,
     records::{self, Notice},
 };

@@ -12,8 +12,10 @@ use std::{
 };
 
 use crate::{
+    clock::Millis,
     error::Fault,
-    job::{JobId, Millis, Outcome, Owner, Priority},
+    job::{JobId, Outcome, Priority},
+    owner::Owner,
 };
 
 /// How much may wait.

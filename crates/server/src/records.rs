@@ -7,8 +7,10 @@ use serde_json::Value;
 
 use crate::{
     ask::Ask,
+    clock::Millis,
     error::Fault,
-    job::{Dialect, JobId, LogLine, Millis, Moment, NewJob, Outcome, Owner, Priority, State, Webhook},
+    job::{Dialect, JobId, LogLine, Moment, NewJob, Outcome, Priority, State, Webhook},
+    owner::Owner,
 };
 
 /// A job with all that is kept of it.

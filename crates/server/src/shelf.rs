@@ -15,8 +15,8 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    clock::Millis,
     error::Fault,
-    job::Millis,
     stock::{Served, Stock},
 };
 

@@ -16,11 +16,11 @@ use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::{
+    clock::now,
     dialect::{fal, native, replicate},
     fetch::Unsent,
     http,
     job::{Dialect, JobId, JobView, Moment, State},
-    jobs::now,
     records::Notice,
     server::Server,
 };
@@ -202,7 +202,7 @@ fn not_ended(mut prediction: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Millis;
+    use crate::clock::Millis;
 
     #[test]
     fn the_end_is_tried_ten_times_in_two_hours_and_the_rest_twice() {

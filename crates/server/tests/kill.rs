@@ -19,11 +19,13 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use server::{
     ask::{Ask, Mode, OutputSize, Source},
     blobs::{BlobId, Blobs, NewBlob, Place, Purpose},
+    clock::now,
     error::Fault,
-    job::{Dialect, JobView, Made, Moment, NewJob, Owner, Webhook},
-    jobs::{Jobs, Prepare, Run, Settings, now},
+    job::{Dialect, JobView, Made, Moment, NewJob, Webhook},
+    jobs::{Jobs, Prepare, Run, Settings},
     journal::Journal,
     metrics::Metrics,
+    owner::Owner,
     worker::{self, Engine},
 };
 

@@ -4,8 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use proptest::prelude::*;
 use server::{
+    clock::Millis,
     error::Fault,
-    job::{JobId, Millis, Outcome, Owner, Priority},
+    job::{JobId, Outcome, Priority},
+    owner::Owner,
     queue::{Effect, Event, Left, Limits, Queue, Ticket},
 };
 

@@ -23,7 +23,7 @@ use server::{
     blobs::{Blobs, NewBlob, Place, Purpose},
     config::{Config, S3, Secret},
     error::Fault,
-    job::Owner,
+    owner::Owner,
     reload::Again,
     start::{Running, StartError},
     stock::Surroundings,

@@ -14,8 +14,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     ask::OutputSize,
+    clock::Millis,
     error::{Fault, Rule},
-    job::Millis,
 };
 
 /// Characters of the longest prompt taken; the model reads 512 tokens of it.

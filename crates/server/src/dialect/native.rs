@@ -6,10 +6,11 @@ use serde_json::{Map, Value, json};
 use super::{Answer, SEEDS, exact_size, instant, seed};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    clock::Millis,
     config::time,
     error::{Fault, Rule},
     fields::{Field, Kind, Values, field, read},
-    job::{JobView, Millis, Moment, Priority, Webhook},
+    job::{JobView, Moment, Priority, Webhook},
 };
 
 /// Seconds that results are kept unless the body says otherwise.

@@ -188,7 +188,7 @@ pub fn answer(ask: &Ask, body: &Map<String, Value>, pictures: &[(u64, String)], 
 }
 
 /// What `progress` says: of the job that runs, or that nothing does.
-pub fn progress(job: Option<&JobView>, preview: Option<&str>, now: crate::job::Millis) -> Value {
+pub fn progress(job: Option<&JobView>, preview: Option<&str>, now: crate::clock::Millis) -> Value {
     let Some((job, progress)) = job.and_then(|job| Some((job, job.progress?))) else {
         return json!({
             "progress": 0.0, "eta_relative": 0.0, "current_image": null, "textinfo": null,

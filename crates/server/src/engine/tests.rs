@@ -13,10 +13,11 @@ use super::*;
 use crate::{
     ask::{OutputSize, Previews},
     blobs::{Place, Purpose},
-    job::{JobView, NewJob, Owner, State},
+    job::{JobView, NewJob, State},
     jobs::{Cancelling, Jobs, Settings},
     journal::Journal,
     metrics::Metrics,
+    owner::Owner,
     testing::{self, Unfetched, job},
 };
 

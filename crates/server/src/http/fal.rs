@@ -28,6 +28,7 @@ use super::{events, object, patience::patient_for, random_seed, respond, text, w
 use crate::{
     auth::Caller,
     blobs::Blobs,
+    clock::now,
     dialect::{
         Answer, ascii_json,
         fal::{self, App, Door},
@@ -36,7 +37,7 @@ use crate::{
     error::{Fault, Rule},
     guard::{self, PublicUrl},
     job::{Dialect, JobId, JobView, Moment, NewJob, Priority, State as JobState, Webhook},
-    jobs::{Cancelling, Hold, now},
+    jobs::{Cancelling, Hold},
     server::Server,
 };
 
@@ -122,10 +123,6 @@ fn new_job(app: &App, model: String, caller: &Caller, headers: &HeaderMap, body:
     let timeout = text(headers, "x-fal-request-timeout").and_then(|text| text.trim().parse::<f64>().ok());
     let timeout = timeout.filter(|seconds| seconds.is_finite() && *seconds > 0.0 && *seconds < 1e9);
     NewJob {
-        dialect: Dialect::Fal,
-        owner: caller.owner.clone(),
-        endpoint: app.endpoint.clone(),
-        ask,
         raw: read.map_or(Value::Null, |body| without_data(&body)),
         priority: match text(headers, "x-fal-queue-priority") {
             Some("low") => Priority::Low,
@@ -133,10 +130,8 @@ fn new_job(app: &App, model: String, caller: &Caller, headers: &HeaderMap, body:
         },
         idempotency_key: text(headers, "idempotency-key").map(str::to_owned),
         start_by: timeout.map(|seconds| now() + (seconds * 1000.0) as i64),
-        finish_by: None,
         only_while_held: true,
-        webhook: None,
-        secret: None,
+        ..NewJob::new(Dialect::Fal, &caller.owner, &app.endpoint, ask)
     }
 }
 

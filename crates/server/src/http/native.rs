@@ -16,11 +16,11 @@ use super::{events, good, object, patience::patient, random_seed, respond, text}
 use crate::{
     auth::Caller,
     blobs::Purpose,
+    clock::now,
     dialect::{Answer, instant, native},
     error::{Fault, Rule, Stage},
     guard::PublicUrl,
     job::{Dialect, JobId, JobView, Made, NewJob},
-    jobs::now,
     server::Server,
     shelf::ModelState,
 };
@@ -77,18 +77,13 @@ async fn submit(
             return Err(Fault::invalid("webhook", Rule::Other, why));
         }
         let new = NewJob {
-            dialect: Dialect::Native,
-            owner: caller.owner.clone(),
-            endpoint: "jobs".into(),
-            ask: Ok(asked.ask),
-            raw: Value::Null,
             priority: asked.priority,
             idempotency_key: text(&headers, "idempotency-key").map(str::to_owned),
             start_by: asked.start_by,
             finish_by: asked.finish_by,
             only_while_held: asked.wait,
             webhook: asked.webhook,
-            secret: None,
+            ..NewJob::new(Dialect::Native, &caller.owner, "jobs", Ok(asked.ask))
         };
         Ok((server.submit(&caller, new).await?, asked.wait))
     };

@@ -27,7 +27,7 @@ use crate::{
     },
     error::{Fault, Rule},
     guard::PublicUrl,
-    job::{Dialect, JobId, JobView, Made, NewJob, Priority, State as JobState},
+    job::{Dialect, JobId, JobView, Made, NewJob, State as JobState},
     server::Server,
 };
 
@@ -163,24 +163,15 @@ async fn make(
     files: Files,
 ) -> Result<Response<Body>, Fault> {
     let asked = openai::ask(route, body, files, &|name| server.model(name), random_seed())?;
+    let endpoint = match route {
+        Route::Generations => "images/generations",
+        Route::Edits => "images/edits",
+        Route::Variations => "images/variations",
+    };
     let new = NewJob {
-        dialect: Dialect::OpenAi,
-        owner: caller.owner.clone(),
-        endpoint: match route {
-            Route::Generations => "images/generations",
-            Route::Edits => "images/edits",
-            Route::Variations => "images/variations",
-        }
-        .into(),
-        ask: Ok(asked.ask.clone()),
-        raw: Value::Null,
-        priority: Priority::Normal,
         idempotency_key: text(headers, "idempotency-key").map(str::to_owned),
-        start_by: None,
-        finish_by: None,
         only_while_held: true,
-        webhook: None,
-        secret: None,
+        ..NewJob::new(Dialect::OpenAi, &caller.owner, endpoint, Ok(asked.ask.clone()))
     };
     let job = server.submit(caller, new).await?;
     let hold = server.jobs.hold(&job.id);

@@ -21,13 +21,13 @@ use serde_json::{Value, json};
 use super::{object, random, random_seed, respond, text, whole, wish};
 use crate::{
     auth::Caller,
+    clock::{Millis, now},
     config::VendorOutput,
     dialect::{Answer, fal::data_uri, replicate, without_data},
     error::{Fault, Rule},
     guard::PublicUrl,
     hex::hex,
-    job::{Dialect, JobId, JobView, Millis, NewJob, Priority},
-    jobs::now,
+    job::{Dialect, JobId, JobView, NewJob},
     server::Server,
 };
 
@@ -164,18 +164,12 @@ async fn create(
     }
     let time = replicate::cancel_after(text(headers, "cancel-after"))?;
     let new = NewJob {
-        dialect: Dialect::Replicate,
-        owner: caller.owner.clone(),
-        endpoint: name.to_owned(),
-        ask: Ok(replicate::ask(model, &input, random_seed())?),
         raw: without_data(&input),
-        priority: Priority::Normal,
         idempotency_key: text(headers, "idempotency-key").map(str::to_owned),
-        start_by: None,
         finish_by: time.map(|time| now() + Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX / 2)),
-        only_while_held: false,
         webhook,
         secret: Some(hex(&random::<20>())),
+        ..NewJob::new(Dialect::Replicate, &caller.owner, name, Ok(replicate::ask(model, &input, random_seed())?))
     };
     let job = server.submit(caller, new).await?;
     let Some(wait) = wait else { return Ok(shown(server, &job, base).await) };

@@ -15,7 +15,7 @@ use crate::{
     auth::Caller,
     dialect::{Answer, sdapi},
     error::Fault,
-    job::{Dialect, JobView, NewJob, Priority, State as JobState},
+    job::{Dialect, JobView, NewJob, State as JobState},
     server::Server,
 };
 
@@ -57,19 +57,10 @@ async fn make(
     let made = async {
         let body = object(&body)?;
         let asked = sdapi::ask(&body, from_picture, &|name| server.model(name), random_seed())?;
+        let endpoint = if from_picture { "img2img" } else { "txt2img" };
         let new = NewJob {
-            dialect: Dialect::Sdapi,
-            owner: caller.owner.clone(),
-            endpoint: if from_picture { "img2img" } else { "txt2img" }.into(),
-            ask: Ok(asked.ask.clone()),
-            raw: Value::Null,
-            priority: Priority::Normal,
-            idempotency_key: None,
-            start_by: None,
-            finish_by: None,
             only_while_held: true,
-            webhook: None,
-            secret: None,
+            ..NewJob::new(Dialect::Sdapi, &caller.owner, endpoint, Ok(asked.ask.clone()))
         };
         let job = server.submit(&caller, new).await?;
         let hold = server.jobs.hold(&job.id);
@@ -135,7 +126,7 @@ async fn progress(
     let skip = query.skip_current_image.is_some_and(|skip| skip.eq_ignore_ascii_case("true"));
     let preview = job.as_ref().filter(|_| !skip).and_then(|job| job.previews.last());
     let preview = preview.map(|preview| BASE64_STANDARD.encode(&preview.bytes));
-    good(sdapi::progress(job.as_ref(), preview.as_deref(), crate::jobs::now()))
+    good(sdapi::progress(job.as_ref(), preview.as_deref(), crate::clock::now()))
 }
 
 async fn interrupt(State(server): State<Server>, Extension(caller): Extension<Caller>) -> Response<Body> {

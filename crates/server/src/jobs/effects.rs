@@ -10,11 +10,12 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{All, Live, Prepare, Run, Settings, Shared, Shown, Submitting, Taken, now};
+use super::{All, Live, Prepare, Run, Settings, Shared, Shown, Submitting, Taken};
 use crate::{
     ask::{Ask, Source},
+    clock::{Millis, now},
     error::Fault,
-    job::{JobId, JobView, Millis, Moment, Outcome, State},
+    job::{JobId, JobView, Moment, Outcome, State},
     queue::{Effect, Event, Ticket},
     records::{self, Record},
 };

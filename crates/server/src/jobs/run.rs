@@ -8,11 +8,13 @@ use std::{
     },
 };
 
-use super::{Shared, now};
+use super::Shared;
 use crate::{
     ask::Ask,
+    clock::now,
     error::Stage,
-    job::{JobId, LogLine, Moment, Outcome, Owner, Preview, Progress},
+    job::{JobId, LogLine, Moment, Outcome, Preview, Progress},
+    owner::Owner,
     queue::Event,
 };
 

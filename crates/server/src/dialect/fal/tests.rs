@@ -9,7 +9,8 @@ use crate::{
     blobs::BlobId,
     error::Stage,
     fields::bad_defaults,
-    job::{Dialect, JobId, LogLine, Outcome, Owner},
+    job::{Dialect, JobId, LogLine, Outcome},
+    owner::Owner,
 };
 
 fn krea(kind: &str) -> App {

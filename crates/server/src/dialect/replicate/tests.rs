@@ -8,7 +8,8 @@ use super::*;
 use crate::{
     blobs::BlobId,
     fields::bad_defaults,
-    job::{Dialect, JobId, LogLine, Made, Owner},
+    job::{Dialect, JobId, LogLine, Made},
+    owner::Owner,
 };
 
 fn asked(input: &Value) -> Result<Ask, Fault> {

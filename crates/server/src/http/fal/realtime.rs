@@ -15,7 +15,7 @@ use crate::{
     },
     error::{Fault, Rule},
     http::random_seed,
-    job::{Dialect, NewJob, Priority},
+    job::{Dialect, NewJob},
     server::Server,
 };
 
@@ -111,18 +111,9 @@ impl Talk {
     async fn make(&self, input: &Value) -> Result<Value, Fault> {
         let ask = fal::ask(&self.app, self.model.clone(), input, random_seed(), KEEP_SECONDS)?;
         let new = NewJob {
-            dialect: Dialect::Fal,
-            owner: self.caller.owner.clone(),
-            endpoint: self.app.endpoint.clone(),
-            ask: Ok(ask),
             raw: without_data(input),
-            priority: Priority::Normal,
-            idempotency_key: None,
-            start_by: None,
-            finish_by: None,
             only_while_held: true,
-            webhook: None,
-            secret: None,
+            ..NewJob::new(Dialect::Fal, &self.caller.owner, &self.app.endpoint, Ok(ask))
         };
         let jobs = &self.server.jobs;
         let job = self.server.submit(&self.caller, new).await?;
