@@ -14,13 +14,14 @@ use flux::{image_file::MetadataLevel, model::ModelSpec};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use server::{
     ask::{Ask, OutputSize},
-    blobs::{BlobId, Blobs, Place},
+    blobs::{BlobId, Blobs, Draft, Place},
     engine::Studio,
     error::Fault,
     job::NewJob,
     jobs::{Jobs, Prepare, Settings},
     journal::Journal,
     metrics::Metrics,
+    owner::Owner,
     queue::Limits,
     shelf::Shelf,
     stock::{Served, Stock},
@@ -30,8 +31,12 @@ use server::{
 struct Nothing;
 
 impl Prepare for Nothing {
-    fn picture(&self, _url: String, _field: String) -> BoxFuture<'static, Result<BlobId, Fault>> {
+    fn picture(&self, _url: String, _field: String, _owner: Owner) -> BoxFuture<'static, Result<Draft, Fault>> {
         std::future::ready(Err(Fault::Failed("nothing is fetched here".into()))).boxed()
+    }
+
+    fn discard(&self, _given: Vec<BlobId>) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
     }
 }
 

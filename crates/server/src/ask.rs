@@ -4,7 +4,7 @@
 use flux::{image_file::Format, sampler::Sampler, schedule::ScheduleKind};
 use serde::{Deserialize, Serialize};
 
-use crate::blobs::BlobId;
+use crate::{blobs::BlobId, dialect::is_data, error::Fault};
 
 /// What to make. All fields are decided: nothing is a default any more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,54 @@ impl Ask {
             keep_alive_seconds: None,
         }
     }
+
+    /// Pictures and masks given.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        self.given.iter().chain(&self.mask)
+    }
+
+    /// The same, to be changed.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut Source> {
+        self.given.iter_mut().chain(&mut self.mask)
+    }
+
+    /// Those that are in the store.
+    pub fn blobs(&self) -> impl Iterator<Item = &BlobId> {
+        self.sources().filter_map(|source| match source {
+            Source::Blob { id, .. } => Some(id),
+            Source::Url { .. } => None,
+        })
+    }
+
+    /// Whether it asks for the same, whatever seed was chosen and whatever name its pictures got in the store: a request that was
+    /// sent again.
+    pub fn is_again(&self, other: &Self) -> bool {
+        let plain = |ask: &Self| {
+            let mut ask = Self { seed: 0, ..ask.clone() };
+            ask.sources_mut().for_each(|source| {
+                *source = Source::Url { url: String::new(), field: source.field().to_owned() };
+            });
+            ask
+        };
+        plain(self) == plain(other)
+    }
+
+    /// A fault about a picture, where the library has its own words for the fields (`image`, `mask`), in the vendor's.
+    #[must_use]
+    pub fn named(&self, fault: Fault) -> Fault {
+        match fault {
+            Fault::Picture { field, kind, message } => {
+                let source = match field.as_str() {
+                    "image" => self.given.first(),
+                    "mask" => self.mask.as_ref(),
+                    _ => None,
+                };
+                let field = source.map_or(field, |source| source.field().to_owned());
+                Fault::Picture { field, kind, message }
+            }
+            other => other,
+        }
+    }
 }
 
 fn one() -> f32 {
@@ -162,8 +210,27 @@ pub enum Source {
         /// `image_url`, `image` …
         field: String,
     },
-    /// In the blob store.
-    Blob(BlobId),
+    /// In the blob store, and the vendor's name of the field.
+    Blob {
+        /// The picture.
+        id: BlobId,
+        /// As above.
+        field: String,
+    },
+}
+
+impl Source {
+    /// The vendor's name of the field that it was given in.
+    pub fn field(&self) -> &str {
+        match self {
+            Self::Url { field, .. } | Self::Blob { field, .. } => field,
+        }
+    }
+
+    /// Whether it is a URL that carries its bytes in itself.
+    pub fn is_data(&self) -> bool {
+        matches!(self, Self::Url { url, .. } if is_data(url))
+    }
 }
 
 /// The modes of reuse that the gateways name.

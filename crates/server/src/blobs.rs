@@ -6,6 +6,7 @@
 
 #[cfg(feature = "s3")]
 mod bucket;
+mod draft;
 mod media;
 
 use std::{
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+pub use self::draft::Draft;
 pub(crate) use self::media::file_name;
 use self::media::media_type;
 pub use self::media::sniff;
@@ -81,8 +83,10 @@ pub enum Purpose {
     Result,
     /// A file that somebody gave to be used later.
     Upload,
-    /// What only the server itself reads: no URL leads to it, and no quota takes it from a job that waits.
+    /// What only the server itself reads: no URL leads to it, and no quota takes it.
     Internal,
+    /// A picture that was given to a job: no URL leads to it, and it goes when the job ends.
+    Given,
     /// A picture that was flagged and waits for a person: no URL leads to it but the reviewers' own, and no quota takes it.
     Held,
 }
@@ -159,6 +163,9 @@ const LONGEST_LINE: u64 = 4096;
 
 /// Most bytes of [`Blob::about`]: with the rest of it a line stays below [`LONGEST_LINE`].
 pub const MOST_ABOUT: usize = 2048;
+
+/// How long a picture that was given is kept if nobody takes it away before: longer than any job waits.
+const KEEP_GIVEN: Duration = Duration::from_hours(30 * 24);
 
 /// No quota takes a blob that is younger: OpenAI's and Replicate's results are there for an hour.
 const SAFE_FOR: Millis = 60 * 60 * 1000;
@@ -259,6 +266,41 @@ impl Blobs {
             Some(there) if there.owner == *new.owner && there.purpose == new.purpose => Ok(there),
             Some(_) => Err(not_found()),
             None => self.put_as(id, bytes, new).await,
+        }
+    }
+
+    /// A picture for a job, which goes again unless it is kept. All of them together have half of the quota, so that there is room
+    /// for results.
+    ///
+    /// # Errors
+    /// As [`Blobs::put`].
+    pub async fn give(&self, bytes: Bytes, mime: &str, name: &str, owner: &Owner) -> Result<Draft, Fault> {
+        let waiting: u64 = {
+            let index = self.index();
+            let given = index.entries.values().filter(|entry| entry.blob.purpose == Purpose::Given);
+            given.map(|entry| entry.blob.bytes).sum()
+        };
+        if waiting + bytes.len() as u64 > self.0.quota / 2 {
+            return Err(Fault::Unavailable("the pictures of jobs that wait fill this server; try again later".into()));
+        }
+        let (this, owner) = (self.clone(), owner.clone());
+        let (mime, name) = (mime.to_owned(), name.to_owned());
+        // A task of its own: if the one who asked goes away, what it ends with is dropped.
+        let done = tokio::spawn(async move {
+            let blob = this.put(bytes, NewBlob::new(Purpose::Given, &mime, &name, KEEP_GIVEN, &owner)).await?;
+            let runtime = tokio::runtime::Handle::current();
+            let discard = move |id| drop(runtime.spawn(async move { this.discard(&id).await }));
+            Ok(Draft::new(blob.id.clone(), discard))
+        });
+        done.await.map_err(|_| Fault::Failed("writing a picture was broken off".into()))?
+    }
+
+    /// Takes away a picture that was given to a job which needs it no more.
+    pub async fn discard(&self, id: &BlobId) {
+        if self.entry(id).is_some_and(|entry| entry.blob.purpose == Purpose::Given)
+            && let Err(fault) = self.delete(id).await
+        {
+            tracing::warn!(%fault, "a picture that was given stays until its time is over");
         }
     }
 
@@ -679,6 +721,29 @@ mod tests {
         assert_eq!(blobs.used().1, 900 - 400 + 300, "the oldest of the one who holds the most went, and no other");
         assert!(blobs.meta(&ids[0]).is_none() && blobs.meta(&ids[1]).is_some() && blobs.meta(&ids[2]).is_some());
         assert!(matches!(blobs.put(bytes(1001), new("a", HOUR, &poor)).await, Err(Fault::TooLarge(_))));
+    }
+
+    #[tokio::test]
+    async fn what_jobs_were_given_takes_half_and_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = store(folder.path()).await;
+        let owner = Owner::anyone();
+        let give = |size: usize| blobs.give(Bytes::from(vec![7; size]), "image/png", "a", &owner);
+        let (first, second) = (give(300).await.unwrap(), give(200).await.unwrap());
+        assert!(matches!(give(1).await, Err(Fault::Unavailable(_))));
+        blobs.put(Bytes::from(vec![7; 500]), new("result", HOUR, &owner)).await.unwrap();
+        let kept = second.id().clone();
+        second.keep();
+        drop(first);
+        crate::testing::until("it went", async || blobs.used().1 == 700).await;
+        blobs.discard(&kept).await;
+        assert_eq!(blobs.used().1, 500);
+        // Of those who ask and go away nothing stays.
+        drop(tokio::time::timeout(Duration::ZERO, give(100)).await);
+        crate::testing::until("it went, too", async || blobs.used() == (1, 500)).await;
+        let result = blobs.list(|_| true).remove(0);
+        blobs.discard(&result.id).await;
+        assert_eq!(blobs.used().1, 500, "nothing but what was given");
     }
 
     #[tokio::test]

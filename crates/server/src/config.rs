@@ -116,13 +116,15 @@ pub struct Limits {
     pub silence: Duration,
 }
 
-/// How many jobs may wait.
+/// How many jobs may be there that have not ended.
 #[derive(Clone, Debug)]
 pub struct QueueBounds {
     /// All.
     pub total: usize,
     /// Of one key.
     pub per_key: usize,
+    /// All their requests together; pictures sent in them count until they are in the store.
+    pub bytes: Size,
 }
 
 /// How long finished jobs can be asked for.
@@ -207,7 +209,7 @@ impl Config {
                 fetch_time: Duration::from_secs(15),
                 silence: Duration::from_secs(30),
             },
-            queue: QueueBounds { total: 1000, per_key: 250 },
+            queue: QueueBounds { total: 1000, per_key: 250, bytes: Size(256 << 20) },
             jobs: KeptJobs { keep: 7 * DAY, count: 10_000 },
             store: Store { quota: Size(10 * 1024 * MIB), results: 30 * DAY, uploads: 7 * DAY },
             s3: S3::default(),
@@ -290,8 +292,9 @@ pub const SETTINGS: &[Setting] = settings! {
     "limits.fetch" => limits.fetch: "the largest picture that is fetched",
     "limits.fetch_time" => limits.fetch_time: "how long a picture may take to come",
     "limits.silence" => limits.silence: "how long a client may be silent while it sends",
-    "queue.total" => queue.total: "most jobs that wait",
-    "queue.per_key" => queue.per_key: "most jobs of one key that wait",
+    "queue.total" => queue.total: "most jobs that have not ended",
+    "queue.per_key" => queue.per_key: "most jobs of one key that have not ended",
+    "queue.bytes" => queue.bytes: "their requests in memory, together; pictures sent in them count until they are stored",
     "jobs.keep" => jobs.keep: "how long a finished job can be asked for",
     "jobs.count" => jobs.count: "most finished jobs that are kept",
     "store.quota" => store.quota: "all files together",

@@ -29,7 +29,7 @@ use serde_json::json;
 use self::following::Following;
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, REDUX_STRENGTH, Source},
-    blobs::{BlobId, Blobs, NewBlob, Purpose},
+    blobs::{Blobs, NewBlob, Purpose},
     canvas::{self, Canvas},
     clock::now,
     error::{Fault, PictureFault, Rule, Stage},
@@ -156,8 +156,11 @@ impl Studio {
         }
     }
 
-    fn picture(&self, id: &BlobId, field: &str, run: &Run) -> Result<Decoded, Fault> {
-        let wrong = |kind, message: String| Fault::Picture { field: field.to_owned(), kind, message };
+    fn picture(&self, source: &Source, run: &Run) -> Result<Decoded, Fault> {
+        let Source::Blob { id, field } = source else {
+            return Err(Fault::Failed("a picture was not fetched".into()));
+        };
+        let wrong = |kind, message: String| Fault::Picture { field: field.clone(), kind, message };
         let (_, bytes) = run.wait_for(self.blobs.get(id)).map_err(|fault| match fault {
             Fault::NotFound(_) => wrong(PictureFault::Download, "is not there any more".into()),
             other => other,
@@ -244,8 +247,8 @@ impl worker::Engine for Studio {
             .collect::<Result<Vec<_>, Fault>>()?;
         self.loaded[index].set_loras(lora_files)?;
 
-        let given = ask.given.first().map(|source| self.picture(blob(source)?, "image", run)).transpose()?;
-        let mask = ask.mask.as_ref().map(|source| self.picture(blob(source)?, "mask", run)).transpose()?;
+        let given = ask.given.first().map(|source| self.picture(source, run)).transpose()?;
+        let mask = ask.mask.as_ref().map(|source| self.picture(source, run)).transpose()?;
         let (request, canvas) = request(ask, &self.loaded[index].pipeline, given, mask, run)?;
 
         let plan = self.loaded[index].pipeline.plan(&request).map_err(|error| logged(&ask.model, &error))?;
@@ -428,13 +431,6 @@ fn about_held(held: &Held, ask: &Ask, seed: u64, run: &Run) -> serde_json::Value
 /// White where it was black.
 fn inverted(mask: &Rgb8) -> Rgb8 {
     Rgb8::new(mask.width(), mask.height(), mask.as_ref().iter().map(|value| 255 - value).collect())
-}
-
-fn blob(source: &Source) -> Result<&BlobId, Fault> {
-    match source {
-        Source::Blob(id) => Ok(id),
-        Source::Url { .. } => Err(Fault::Failed("a picture was not fetched".into())),
-    }
 }
 
 /// What the caller hears of an error. The operator's log has the file's problem, but not where it is.

@@ -27,7 +27,7 @@ use url::{Host, Url};
 
 use self::address::Networks;
 use crate::{
-    blobs::{BlobId, Blobs, NewBlob, Purpose, sniff},
+    blobs::{BlobId, Blobs, Draft, sniff},
     config::Config,
     error::{Fault, PictureFault},
     metrics::Metrics,
@@ -39,9 +39,6 @@ const MOST_REDIRECTS: usize = 3;
 
 /// Longest address that is not a `data:` URL.
 const LONGEST_URL: usize = 8192;
-
-/// How long a picture that was fetched is kept: longer than any job waits.
-const KEEP_FETCHED: Duration = Duration::from_hours(30 * 24);
 
 /// Names to addresses. The system's in earnest, others in tests.
 pub trait Lookup: Send + Sync + 'static {
@@ -144,20 +141,19 @@ impl Fetcher {
         Ok(bytes)
     }
 
-    /// The same, kept in the store for a job of `owner`.
+    /// The same, in the store for a job of `owner`.
     ///
     /// # Errors
     /// As [`Fetcher::picture`], and the store's.
-    pub async fn stored(&self, url: &str, field: &str, owner: &Owner) -> Result<BlobId, Fault> {
+    pub async fn given(&self, url: &str, field: &str, owner: &Owner) -> Result<Draft, Fault> {
         let bytes = self.picture(url, field).await?;
         let mime = sniff(&bytes).unwrap_or("application/octet-stream");
-        let blob = self.0.blobs.put(bytes, NewBlob::new(Purpose::Internal, mime, field, KEEP_FETCHED, owner)).await?;
-        Ok(blob.id.clone())
+        self.0.blobs.give(bytes, mime, field, owner).await
     }
 
     /// The blob that a URL of this server names, whatever host the URL says: nobody guesses the name of a blob.
     pub fn own(&self, url: &str) -> Option<BlobId> {
-        if url.len() > LONGEST_URL || url.starts_with("data:") {
+        if url.len() > LONGEST_URL || data::is_data(url) {
             return None;
         }
         let url = Url::parse(url).ok()?;

@@ -121,6 +121,8 @@ pub struct NewJob {
     pub raw: Value,
     /// What goes first.
     pub priority: Priority,
+    /// How many jobs its owner may have that have not ended, if that is less than the queue's own limit.
+    pub most_of_owner: Option<usize>,
     /// Two jobs of an owner with the same key are one job.
     pub idempotency_key: Option<String>,
     /// If it has not started by then it ends as [`Fault::TimedOut`].
@@ -145,6 +147,7 @@ impl NewJob {
             ask,
             raw: Value::Null,
             priority: Priority::Normal,
+            most_of_owner: None,
             idempotency_key: None,
             start_by: None,
             finish_by: None,

@@ -6,13 +6,17 @@
 
 mod effects;
 mod run;
+mod turns;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fmt,
-    sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Condvar, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -23,17 +27,18 @@ use futures_util::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, Semaphore, broadcast, watch},
+    sync::{Notify, broadcast, watch},
     task::AbortHandle,
 };
 
 use self::effects::{keep_time, ticket, view};
 pub use self::run::Run;
 pub(crate) use self::run::Taken;
+use self::turns::Turns;
 use crate::{
-    blobs::BlobId,
+    blobs::{BlobId, Draft},
     clock::{Millis, now},
-    error::Fault,
+    error::{Fault, Rule},
     job::{Dialect, JobId, JobView, NewJob, Outcome, State, Webhook},
     journal::Journal,
     metrics::Metrics,
@@ -42,9 +47,6 @@ use crate::{
     queue::{Effect, Event, Left, Limits, Queue},
     records::{self, Record},
 };
-
-/// Jobs whose pictures are fetched at the same time.
-const FETCHED_AT_ONCE: usize = 8;
 
 /// How long the worker waits after the journal refused a start.
 const JOURNAL_PAUSE: Duration = Duration::from_secs(1);
@@ -57,8 +59,11 @@ const STOPPING: Duration = Duration::from_mins(1);
 
 /// Fetches pictures that were given as URLs.
 pub trait Prepare: Send + Sync + 'static {
-    /// The picture behind `url` as a blob; `field` is its vendor's name, for errors.
-    fn picture(&self, url: String, field: String) -> BoxFuture<'static, Result<BlobId, Fault>>;
+    /// The picture behind `url` as a blob of `owner`'s; `field` is its vendor's name, for errors.
+    fn picture(&self, url: String, field: String, owner: Owner) -> BoxFuture<'static, Result<Draft, Fault>>;
+
+    /// Takes away pictures whose job has ended.
+    fn discard(&self, given: Vec<BlobId>) -> BoxFuture<'static, ()>;
 }
 
 /// How jobs are kept.
@@ -86,7 +91,7 @@ struct Shared {
     journal: Journal,
     runtime: Handle,
     prepare: Arc<dyn Prepare>,
-    fetches: Arc<Semaphore>,
+    fetches: Turns,
     settings: Settings,
     metrics: Metrics,
     state: Mutex<All>,
@@ -184,7 +189,7 @@ impl Jobs {
             journal,
             runtime: Handle::current(),
             prepare,
-            fetches: Arc::new(Semaphore::new(FETCHED_AT_ONCE)),
+            fetches: Turns::default(),
             settings,
             metrics,
             state: Mutex::new(All {
@@ -228,32 +233,48 @@ impl Jobs {
     }
 
     /// Takes a job; when this returns it is on the disk and will end exactly once. A job of the same owner with the same
-    /// idempotency key is given back instead. If the caller goes away before that, a job that is kept only while it is held is
+    /// idempotency key that asks for the same is given back instead. If the caller goes away before that, a job that is kept only while it is held is
     /// cancelled; otherwise call [`Jobs::hold`] before anything else is awaited.
     ///
     /// # Errors
-    /// [`Fault::Full`], [`Fault::Unavailable`]: nothing was taken then.
+    /// [`Fault::Full`], [`Fault::Unavailable`], [`Fault::Invalid`] of a key that another request had: nothing was taken then.
     pub async fn submit(&self, new: NewJob) -> Result<JobView, Fault> {
         if let Some(key) = new.idempotency_key.clone() {
             let owner = new.owner.clone();
             let same = self.0.journal.read(move |connection| records::id_by_key(connection, &owner, &key)).await?;
-            if let Some(id) = same
-                && let Some(view) = self.view(&id).await
-            {
-                return Ok(view);
+            if let Some(id) = same {
+                if self.is_given_up(&id) {
+                    // Its key is free afterwards.
+                    let _ = self.wait(&id).await;
+                } else if let Some(view) = self.view(&id).await {
+                    return again(&new, view);
+                }
             }
         }
+        let (asked, most_of_owner) = (new.clone(), new.most_of_owner);
         let mut random = [0; 26];
         getrandom::fill(&mut random).map_err(|_| Fault::Failed("the system gives no random numbers".into()))?;
         let record = Record::new(JobId::from_random(random), new, now());
-        let (mut shown, guard) = self.0.enter(record)?;
+        let (mut shown, guard) = self.0.enter(record, most_of_owner)?;
         let stored = shown.wait_for(|shown| shown.stored.is_some()).await;
         let shown = stored.map_err(|_| Fault::Unavailable("the server is shutting down".into()))?.clone();
-        if let Some(mut guard) = guard {
-            guard.armed = false;
-        }
         shown.stored.unwrap_or(Ok(()))?;
-        Ok(self.0.with_place(shown.view))
+        let view = self.0.with_place(shown.view);
+        match guard {
+            Some(mut guard) => {
+                guard.armed = false;
+                Ok(view)
+            }
+            None => again(&asked, view),
+        }
+    }
+
+    /// Whether a job is about to end because nobody waits for it any more.
+    fn is_given_up(&self, id: &JobId) -> bool {
+        self.0.lock().jobs.get(id).is_some_and(|live| {
+            let stops = live.stop.load(Ordering::Relaxed) || live.ending == Some(State::Cancelled);
+            live.only_while_held && stops && !live.shown.borrow().view.state.is_final()
+        })
     }
 
     /// What can be seen of a job now.
@@ -373,14 +394,14 @@ impl Jobs {
         Counts { queued: all.queue.len(None) - running, running, ..all.counts }
     }
 
-    /// How many jobs of an owner have not ended.
-    pub fn unfinished(&self, owner: &Owner) -> usize {
-        self.0.lock().queue.len(Some(owner))
-    }
-
-    /// The whole queue in words, a line for each job.
-    pub fn picture(&self) -> String {
-        self.0.lock().queue.to_string()
+    /// The pictures given to jobs that have not ended.
+    pub fn given(&self) -> HashSet<BlobId> {
+        let all = self.0.lock();
+        let shown = all.jobs.values().map(|live| live.shown.borrow());
+        shown
+            .filter_map(|shown| shown.view.ask.clone())
+            .flat_map(|ask| ask.blobs().cloned().collect::<Vec<_>>())
+            .collect()
     }
 
     /// Webhooks that have to be told.
@@ -449,6 +470,22 @@ impl Jobs {
             let pause = |all: &mut All| !all.closed;
             drop(self.0.work.wait_timeout_while(all, JOURNAL_PAUSE, pause));
         }
+    }
+}
+
+/// The job that had the same idempotency key, if it is what was asked for.
+fn again(new: &NewJob, had: JobView) -> Result<JobView, Fault> {
+    let same = match (&new.ask, had.ask.as_deref()) {
+        (Ok(new), Some(had)) => new.is_again(had),
+        // One that was wrong is wrong again.
+        (Err(_), None) => true,
+        _ => false,
+    };
+    if same && new.dialect == had.dialect && *new.endpoint == *had.endpoint {
+        Ok(had)
+    } else {
+        let message = "another request had this key; a new one wants a key of its own";
+        Err(Fault::invalid("idempotency-key", Rule::Other, message))
     }
 }
 

@@ -52,10 +52,14 @@ pub struct Ticket {
     pub start_by: Option<Millis>,
     /// Is cancelled if it has not ended by then.
     pub finish_by: Option<Millis>,
-    /// Of the request, as it is kept.
+    /// Of the request, as it is kept in memory.
     pub bytes: usize,
+    /// Those of them that go when its pictures were fetched: data URIs.
+    pub bytes_to_prepare: usize,
     /// Whether pictures have to be fetched first.
     pub to_prepare: bool,
+    /// The caller's own limit of jobs that have not ended.
+    pub most_of_owner: Option<usize>,
     /// Why it cannot be made: it ends with that as soon as it is stored.
     pub fault: Option<Fault>,
     /// So often it was started, without an end.
@@ -191,6 +195,7 @@ impl Queue {
             Event::Prepared(id) => match self.entries.get_mut(&id) {
                 Some(entry) if entry.phase == Phase::Preparing => {
                     entry.phase = Phase::Waiting;
+                    entry.ticket.bytes = entry.ticket.bytes.saturating_sub(entry.ticket.bytes_to_prepare);
                     vec![Effect::Wake]
                 }
                 _ => Vec::new(),
@@ -234,10 +239,11 @@ impl Queue {
             Effect::Refuse(Fault::Full { retry_after: seconds.ceil().clamp(1.0, 120.0) as u32, message })
         };
         if all >= self.limits.jobs {
-            return full(all - self.limits.jobs, format!("the queue is full: {all} jobs wait"));
+            return full(all - self.limits.jobs, format!("the queue is full: {all} jobs have not ended"));
         }
-        if own >= self.limits.jobs_of_owner {
-            return full(own - self.limits.jobs_of_owner, format!("{own} jobs of yours wait, which is the limit"));
+        let most = ticket.most_of_owner.unwrap_or(usize::MAX).min(self.limits.jobs_of_owner);
+        if own >= most {
+            return full(own - most, format!("{own} jobs of yours have not ended, and {most} is the limit"));
         }
         if bytes > 0 && bytes.saturating_add(ticket.bytes) > self.limits.bytes {
             return full(0, format!("the queue is full: requests of {bytes} bytes wait"));

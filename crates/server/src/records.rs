@@ -148,9 +148,19 @@ pub(crate) fn end(
     now: Millis,
 ) -> rusqlite::Result<()> {
     let state = state_of(outcome);
-    let sql = "UPDATE jobs SET state = ?2, outcome = ?3, logs = ?4, finished = ?5 WHERE id = ?1 AND finished IS NULL";
-    let changed =
-        connection.prepare_cached(sql)?.execute((id.as_str(), name(&state)?, json(outcome)?, json(&logs)?, now))?;
+    // A caller who went away and asks again with the same key wants a picture, not the cancelled job.
+    let sql = "UPDATE jobs SET state = ?2, outcome = ?3, logs = ?4, finished = ?5,
+               idempotency_key = CASE WHEN only_while_held AND ?6 THEN NULL ELSE idempotency_key END
+               WHERE id = ?1 AND finished IS NULL";
+    let cancelled = state == State::Cancelled;
+    let changed = connection.prepare_cached(sql)?.execute((
+        id.as_str(),
+        name(&state)?,
+        json(outcome)?,
+        json(&logs)?,
+        now,
+        cancelled,
+    ))?;
     debug_assert!(changed == 1, "a job ended twice or was never there");
     Ok(())
 }
@@ -181,7 +191,7 @@ pub(crate) fn id_by_key(connection: &Connection, owner: &Owner, key: &str) -> ru
     Ok(id.and_then(|id| id.parse().ok()))
 }
 
-/// An owner's jobs of a dialect, the newest first; those before `before`, if it is given.
+/// An owner's jobs of a dialect, the newest first; those before `before`, if it is given. One that cannot be read is left out.
 pub(crate) fn list(
     connection: &Connection,
     owner: &Owner,
@@ -196,7 +206,15 @@ pub(crate) fn list(
     let (time, id) = before.map_or((Millis::MAX, ""), |(time, id)| (*time, id.as_str()));
     let mut statement = connection.prepare_cached(&sql)?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-    statement.query_map((&*owner.0, name(&dialect)?, time, id, limit), read)?.collect()
+    let mut rows = statement.query((&*owner.0, name(&dialect)?, time, id, limit))?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        match read(row) {
+            Ok(record) => found.push(record),
+            Err(error) => tracing::error!(id = row.get::<_, String>(0)?, %error, "a job in the journal cannot be read"),
+        }
+    }
+    Ok(found)
 }
 
 /// All that have not ended, in the order in which they came. One that cannot be read (a newer darkroom wrote it) is told by name.

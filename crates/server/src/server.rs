@@ -80,26 +80,16 @@ impl Server {
         self.shelf.stock().resolve(asked).ok_or_else(|| Fault::UnknownModel(asked.unwrap_or("any").to_owned()))
     }
 
-    /// Hands a job to the queue, if its caller's key may have one more that has not ended, and the prompt passes the gate. One that
-    /// does not is refused at once, or is a job that has failed where its vendor does so ([`Dialect::tells_later`]) and the caller
+    /// Hands a job to the queue, if the prompt passes the gate. One that does not is refused at once, or is a job that has failed where its vendor does so ([`Dialect::tells_later`]) and the caller
     /// does not wait.
     ///
     /// # Errors
     /// [`Fault::Full`], [`Fault::Flagged`], or what [`Jobs::submit`] says.
     pub async fn submit(&self, caller: &Caller, mut new: NewJob) -> Result<JobView, Fault> {
-        /// Seconds until it is worth another try: a picture's time, roughly.
-        const LATER: u32 = 5;
-
         if let Ok(ask) = &mut new.ask {
             ask.keep_seconds = ask.keep_seconds.min(self.config.store.results.as_secs());
         }
-        let has = self.jobs.unfinished(&caller.owner);
-        if let Some(most) = caller.limits.queued
-            && has >= most as usize
-        {
-            let message = format!("this key may have {most} jobs that have not ended, and has {has}");
-            return Err(Fault::Full { retry_after: LATER, message });
-        }
+        new.most_of_owner = caller.limits.queued.map(|most| most as usize);
         if let Ok(ask) = &new.ask
             && let Err(fault) = self.screen(ask.prompt.clone()).await
         {

@@ -13,7 +13,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use crate::{
     app::app,
     auth::Auth,
-    blobs::{BlobId, Blobs, Place},
+    blobs::{BlobId, Blobs, Draft, Place, Purpose},
     clock::now,
     collect::Collected,
     config::{Config, Wrong},
@@ -123,11 +123,23 @@ impl Running {
         let metrics = Metrics::new(vec![Box::new(Collected(looked_up.clone()))]);
         let fetcher = Fetcher::new(&config, blobs.clone(), metrics.clone())?;
         let settings = Settings {
-            limits: Limits { jobs: config.queue.total, jobs_of_owner: config.queue.per_key, ..Limits::default() },
+            limits: Limits {
+                jobs: config.queue.total,
+                jobs_of_owner: config.queue.per_key,
+                bytes: usize::try_from(config.queue.bytes.0).unwrap_or(usize::MAX),
+                ..Limits::default()
+            },
             keep: config.jobs.keep,
             most: config.jobs.count,
         };
-        let jobs = Jobs::open(journal.clone(), Arc::new(Fetching(fetcher.clone())), settings, metrics.clone()).await?;
+        // What the process before has left of jobs that ended.
+        let left = blobs.list(|blob| matches!(blob.purpose, Purpose::Given | Purpose::Internal));
+        let fetching = Fetching { fetcher: fetcher.clone(), blobs: blobs.clone() };
+        let jobs = Jobs::open(journal.clone(), Arc::new(fetching), settings, metrics.clone()).await?;
+        let needed = jobs.given();
+        for blob in left.iter().filter(|blob| !needed.contains(&blob.id)) {
+            blobs.delete(&blob.id).await?;
+        }
         let shelf = Shelf::new(stock);
         let signing = Signing::open(&journal).await?;
         let server = Server::new(Parts {
@@ -193,12 +205,25 @@ impl Running {
 }
 
 /// Pictures by address become blobs of the server itself; they are nobody's to look at.
-struct Fetching(Fetcher);
+struct Fetching {
+    fetcher: Fetcher,
+    blobs: Blobs,
+}
 
 impl Prepare for Fetching {
-    fn picture(&self, url: String, field: String) -> BoxFuture<'static, Result<BlobId, Fault>> {
-        let fetcher = self.0.clone();
-        async move { fetcher.stored(&url, &field, &Owner::anyone()).await }.boxed()
+    fn picture(&self, url: String, field: String, owner: Owner) -> BoxFuture<'static, Result<Draft, Fault>> {
+        let fetcher = self.fetcher.clone();
+        async move { fetcher.given(&url, &field, &owner).await }.boxed()
+    }
+
+    fn discard(&self, given: Vec<BlobId>) -> BoxFuture<'static, ()> {
+        let blobs = self.blobs.clone();
+        async move {
+            for id in given {
+                blobs.discard(&id).await;
+            }
+        }
+        .boxed()
     }
 }
 
@@ -246,4 +271,52 @@ fn signal() -> io::Result<impl Future<Output = ()>> {
             std::future::pending::<()>().await;
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ask::{Ask, Mode, Source},
+        job::NewJob,
+        testing::Unfetched,
+    };
+
+    #[tokio::test]
+    async fn pictures_of_jobs_that_ended_go_at_a_start_and_those_of_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config { listen: "127.0.0.1:0".parse().unwrap(), ..Config::in_folder(folder.path()) };
+        let blobs = Blobs::open(&Place::configured(&config).unwrap(), 1 << 20).await.unwrap();
+        let give = async || {
+            let draft = blobs.give("GIF89a".into(), "image/gif", "image", &Owner::anyone()).await.unwrap();
+            let id = draft.id().clone();
+            draft.keep();
+            id
+        };
+        let (left, waiting) = (give().await, give().await);
+        let journal = Journal::open(folder.path()).unwrap();
+        let metrics = Metrics::default();
+        let jobs = Jobs::open(journal, Arc::new(Unfetched::default()), Settings::default(), metrics).await.unwrap();
+        let given = vec![Source::Blob { id: waiting.clone(), field: "image".into() }];
+        let ask = Ask { mode: Mode::Image { strength: 0.5 }, given, ..Ask::text("pocket", "a fox") };
+        jobs.submit(NewJob::plain(ask)).await.unwrap();
+        jobs.drain(Duration::ZERO).await;
+        drop(jobs);
+
+        let start = || {
+            let same = config.clone();
+            Running::start(config.clone(), Box::new(move || Ok(same.clone())), Surroundings::default())
+        };
+        let mut started = start().await;
+        for _ in 0..100 {
+            // The journal's lock goes with its thread.
+            let Err(StartError::Journal(_)) = &started else { break };
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            started = start().await;
+        }
+        let (_listeners, running) = started.unwrap_or_else(|error| panic!("{error}"));
+        let there = |id| running.server.blobs.meta(id).is_some();
+        assert!(!there(&left) && there(&waiting));
+        running.server.jobs.drain(Duration::ZERO).await;
+    }
 }

@@ -1,6 +1,9 @@
 //! For tests: jobs on a journal in a folder that goes away, with an engine that computes nothing.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use serde_json::json;
@@ -8,14 +11,26 @@ use tempfile::TempDir;
 
 use crate::{
     ask::{Ask, OutputSize},
-    blobs::BlobId,
+    blobs::{BlobId, Draft},
     error::{Fault, Stage},
     job::{Made, NewJob, Preview, Progress},
     jobs::{Jobs, Prepare, Run, Settings},
     journal::Journal,
     metrics::Metrics,
+    owner::Owner,
     worker::{self, Engine},
 };
+
+/// Waits for `what`, up to twelve seconds.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..600 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("waited in vain: {what}");
+}
 
 /// Jobs with the [`Fake`] engine; they live as long as the folder.
 pub(crate) async fn jobs(fake: Fake) -> (Jobs, TempDir) {
@@ -25,7 +40,8 @@ pub(crate) async fn jobs(fake: Fake) -> (Jobs, TempDir) {
 /// The same in this folder.
 pub(crate) async fn jobs_in(folder: TempDir, fake: Fake) -> (Jobs, TempDir) {
     let journal = Journal::open(folder.path()).unwrap();
-    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
+    let jobs =
+        Jobs::open(journal, Arc::new(Unfetched::default()), Settings::default(), Metrics::default()).await.unwrap();
     worker::spawn(jobs.clone(), move || fake).unwrap();
     (jobs, folder)
 }
@@ -109,14 +125,25 @@ impl Engine for Fake {
 }
 
 /// Fetches nothing: a URL that ends in `broken` is refused, any other is a blob at once.
-pub(crate) struct Unfetched;
+#[derive(Clone, Default)]
+pub(crate) struct Unfetched {
+    /// What was taken away.
+    pub(crate) gone: Arc<Mutex<Vec<BlobId>>>,
+}
 
 impl Prepare for Unfetched {
-    fn picture(&self, url: String, field: String) -> BoxFuture<'static, Result<BlobId, Fault>> {
+    fn picture(&self, url: String, field: String, _owner: Owner) -> BoxFuture<'static, Result<Draft, Fault>> {
         let refused = url.ends_with("broken");
         let kind = crate::error::PictureFault::Download;
         let fault = Fault::Picture { field, kind, message: "could not be fetched".into() };
-        std::future::ready(if refused { Err(fault) } else { Ok(Fake::blob(7)) }).boxed()
+        let gone = self.gone.clone();
+        let draft = move || Draft::new(Fake::blob(7), move |id| gone.lock().unwrap().push(id));
+        std::future::ready(if refused { Err(fault) } else { Ok(draft()) }).boxed()
+    }
+
+    fn discard(&self, given: Vec<BlobId>) -> BoxFuture<'static, ()> {
+        self.gone.lock().unwrap().extend(given);
+        std::future::ready(()).boxed()
     }
 }
 

@@ -56,7 +56,7 @@ fn work(engine: &mut dyn Engine, job: Taken) {
     let outcome = match catch_unwind(AssertUnwindSafe(|| engine.make(&job.ask, &job.run))) {
         Ok(Ok(pictures)) => Outcome::Succeeded { pictures, seconds: start.elapsed().as_secs_f64() },
         Ok(Err(Fault::Cancelled)) => Outcome::Cancelled,
-        Ok(Err(fault)) => Outcome::Failed(fault),
+        Ok(Err(fault)) => Outcome::Failed(job.ask.named(fault)),
         Err(_) => {
             tracing::error!(job = %job.run.id(), "the engine panicked; the next job begins with a fresh one");
             engine.start_over();

@@ -18,7 +18,7 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use server::{
     ask::{Ask, Mode, OutputSize, Source},
-    blobs::{BlobId, Blobs, NewBlob, Place, Purpose},
+    blobs::{BlobId, Blobs, Draft, NewBlob, Place, Purpose},
     clock::now,
     error::Fault,
     job::{Dialect, JobView, Made, Moment, NewJob, Webhook},
@@ -268,15 +268,17 @@ impl Engine for Quick {
 struct Fetched(Blobs);
 
 impl Prepare for Fetched {
-    fn picture(&self, url: String, _field: String) -> BoxFuture<'static, Result<BlobId, Fault>> {
+    fn picture(&self, url: String, _field: String, owner: Owner) -> BoxFuture<'static, Result<Draft, Fault>> {
+        let blobs = self.0.clone();
+        async move { blobs.give(url.into(), "image/png", "a.png", &owner).await }.boxed()
+    }
+
+    fn discard(&self, given: Vec<BlobId>) -> BoxFuture<'static, ()> {
         let blobs = self.0.clone();
         async move {
-            let keep = Duration::from_hours(24);
-            Ok(blobs
-                .put(url.into(), NewBlob::new(Purpose::Internal, "image/png", "a.png", keep, &Owner::anyone()))
-                .await?
-                .id
-                .clone())
+            for id in given {
+                blobs.discard(&id).await;
+            }
         }
         .boxed()
     }

@@ -24,7 +24,9 @@ fn ticket(number: u8, owner: &str) -> Ticket {
         start_by: None,
         finish_by: None,
         bytes: 10,
+        bytes_to_prepare: 0,
         to_prepare: false,
+        most_of_owner: None,
         fault: None,
         starts: 0,
     }
@@ -99,15 +101,26 @@ fn what_is_too_much_is_refused_with_a_time() {
     };
     assert_eq!(
         full(queue.apply(Event::Submit(ticket(3, "ann")), 0)),
-        (1, "2 jobs of yours wait, which is the limit".into())
+        (1, "2 jobs of yours have not ended, and 2 is the limit".into())
     );
     let large = Ticket { bytes: 16, ..ticket(3, "bob") };
     assert!(full(queue.apply(Event::Submit(large), 0)).1.contains("20 bytes"));
     queue.apply(Event::Submit(ticket(3, "bob")), 0);
-    assert!(full(queue.apply(Event::Submit(ticket(4, "cy")), 0)).1.contains("3 jobs wait"));
+    assert!(full(queue.apply(Event::Submit(ticket(4, "cy")), 0)).1.contains("3 jobs have not ended"));
     // What was never stored makes room.
     assert_eq!(queue.apply(Event::NotStored(id(1)), 0), [Effect::Forget(id(1))]);
     assert_eq!(queue.apply(Event::Submit(ticket(4, "cy")), 0), [Effect::Store(id(4))]);
+}
+
+#[test]
+fn fetched_pictures_take_no_room_of_the_requests() {
+    let mut queue = Queue::new(Limits { bytes: 100, ..Limits::default() });
+    let large = |number| Ticket { bytes: 80, bytes_to_prepare: 75, to_prepare: true, ..ticket(number, "ann") };
+    queue.apply(Event::Submit(large(1)), 0);
+    queue.apply(Event::Stored(id(1)), 0);
+    assert!(matches!(queue.apply(Event::Submit(large(2)), 0)[..], [Effect::Refuse(_)]));
+    queue.apply(Event::Prepared(id(1)), 0);
+    assert_eq!(queue.apply(Event::Submit(large(2)), 0), [Effect::Store(id(2))]);
 }
 
 #[test]

@@ -249,6 +249,11 @@ pub fn wants_data(body: &Value) -> bool {
     sync.and_then(|values| values.flag("sync_mode")).unwrap_or(false)
 }
 
+/// What is kept of a body for [`wants_data`].
+pub fn kept(body: &Value) -> Value {
+    json!({SYNC_MODE.name: wants_data(body)})
+}
+
 /// Seconds to keep the pictures, from `X-Fal-Object-Lifecycle-Preference`: `{"expiration_duration_seconds": 3600}`. A header that
 /// says nothing readable is as none.
 pub fn keep_seconds(header: Option<&str>) -> u64 {

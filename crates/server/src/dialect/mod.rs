@@ -21,6 +21,12 @@ use crate::{
 /// Characters of the longest prompt taken; the model reads 512 tokens of it.
 pub const LONGEST_PROMPT: usize = 32_000;
 
+/// Most LoRAs of a request.
+const MOST_LORAS: usize = 16;
+
+/// The largest weight of a LoRA, of either sign.
+const MOST_WEIGHT: f32 = 100.0;
+
 /// Pixels of the longest side that vendors take.
 pub const LONGEST_SIDE: u32 = 14_142;
 
@@ -100,21 +106,58 @@ pub fn object(body: &Value) -> Result<&Map<String, Value>, Fault> {
     body.as_object().ok_or_else(|| Fault::invalid("body", Rule::Body, "has to be a JSON object"))
 }
 
-/// The value with its data URIs shortened to what a person can read: for bodies that are shown again.
-pub fn without_data(value: &Value) -> Value {
-    /// Characters of a data URI that are kept.
+/// The value with its data URIs shortened to what a person can read, and with all that is beyond 256 KiB left out: for bodies that
+/// are kept to be shown again.
+pub fn shortened(value: &Value) -> Value {
+    /// Characters that are kept of what is long.
     const KEPT: usize = 64;
-    match value {
-        Value::String(text) if text.len() > KEPT && is_data(text) => {
-            let kept: String = text.chars().take(KEPT).collect();
-            Value::String(format!("{kept}..."))
-        }
-        Value::Array(items) => items.iter().map(without_data).collect(),
-        Value::Object(members) => {
-            Value::Object(members.iter().map(|(name, value)| (name.clone(), without_data(value))).collect())
-        }
-        other => other.clone(),
+    /// What a number, a name or a bracket counts as.
+    const LEAST: usize = 16;
+
+    fn within(value: &Value, left: &mut usize) -> Option<Value> {
+        *left = left.checked_sub(LEAST)?;
+        Some(match value {
+            Value::String(text) if (text.len() > KEPT && is_data(text)) || text.len() > *left => {
+                let kept: String = text.chars().take(KEPT).collect();
+                Value::String(format!("{kept}..."))
+            }
+            Value::String(text) => {
+                *left -= text.len();
+                Value::String(text.clone())
+            }
+            Value::Array(items) => items.iter().map_while(|item| within(item, left)).collect(),
+            Value::Object(members) => {
+                let member = |(name, value): (&String, &Value)| {
+                    *left = left.checked_sub(name.len())?;
+                    Some((name.clone(), within(value, left)?))
+                };
+                Value::Object(members.iter().map_while(member).collect())
+            }
+            other => other.clone(),
+        })
     }
+
+    within(value, &mut (256 << 10)).unwrap_or_default()
+}
+
+/// LoRAs as a request may have them: at most [`MOST_LORAS`], none twice, with weights of which something can be made.
+///
+/// # Errors
+/// [`Fault::Invalid`] about `field`.
+pub fn usable_loras(field: &str, loras: Vec<(String, f32)>) -> Result<Vec<(String, f32)>, Fault> {
+    let wrong = |message: String| Err(Fault::invalid(field, Rule::Other, message));
+    if loras.len() > MOST_LORAS {
+        return wrong(format!("names {} LoRAs; {MOST_LORAS} are the most", loras.len()));
+    }
+    for (at, (name, weight)) in loras.iter().enumerate() {
+        if weight.abs().partial_cmp(&MOST_WEIGHT).is_none_or(std::cmp::Ordering::is_gt) {
+            return wrong(format!("has a weight that is not between -{MOST_WEIGHT} and {MOST_WEIGHT}"));
+        }
+        if loras[..at].iter().any(|(other, _)| other == name) {
+            return wrong("names a LoRA twice; expected one weight for each".into());
+        }
+    }
+    Ok(loras)
 }
 
 /// Whether a URL carries its bytes in itself.
@@ -175,10 +218,28 @@ mod tests {
     #[test]
     fn data_is_shortened_wherever_it_stands() {
         let long = format!("data:image/png;base64,{}", "A".repeat(1000));
-        let told = without_data(&json!({"a": [long], "b": {"c": "data:,x"}, "prompt": "B".repeat(100)}));
+        let told = shortened(&json!({"a": [long], "b": {"c": "data:,x"}, "prompt": "B".repeat(100)}));
         assert_eq!(told["a"][0].as_str().unwrap().len(), 67);
         assert_eq!(told["b"]["c"], "data:,x");
         assert_eq!(told["prompt"].as_str().unwrap().len(), 100);
+        // However much it is, and however it is spread.
+        for large in [json!({"junk": "A".repeat(1 << 20), "prompt": "a"}), json!({"junk": vec![0; 1 << 20]})] {
+            assert!(shortened(&large).to_string().len() < 300 << 10);
+        }
+        let large: Map<String, Value> = (0..100_000).map(|name| (name.to_string(), json!("A".repeat(20)))).collect();
+        assert!(shortened(&Value::Object(large)).to_string().len() < 300 << 10);
+    }
+
+    #[test]
+    fn loras_are_few_and_their_weights_finite() {
+        let lora = |name: &str, weight: f32| (name.to_owned(), weight);
+        assert!(usable_loras("loras", vec![lora("a", 1.0), lora("b", -100.0)]).is_ok());
+        for weight in [f32::NAN, f32::INFINITY, 100.5] {
+            assert!(usable_loras("loras", vec![lora("a", weight)]).unwrap_err().to_string().contains("weight"));
+        }
+        assert!(usable_loras("loras", vec![lora("a", 1.0), lora("a", 0.5)]).is_err());
+        let many = (0..17).map(|i| lora(&i.to_string(), 1.0)).collect();
+        assert!(usable_loras("loras", many).unwrap_err().to_string().contains("17"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use flux::sizes::Wish;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, SEEDS, exact_size, instant, seed};
+use super::{Answer, SEEDS, exact_size, instant, seed, usable_loras};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     clock::Millis,
@@ -208,7 +208,8 @@ fn loras(given: Option<&Value>) -> Result<Vec<(String, f32)>, Fault> {
         let weight = if lora["weight"].is_null() { Some(1.0) } else { lora["weight"].as_f64() };
         Ok((name.to_owned(), weight.ok_or_else(wrong)? as f32))
     };
-    given.as_array().ok_or_else(wrong)?.iter().map(one).collect()
+    let loras = given.as_array().ok_or_else(wrong)?.iter().map(one).collect::<Result<Vec<_>, Fault>>()?;
+    usable_loras("loras", loras)
 }
 
 /// A job as this dialect shows it. `url` gives a blob's address, `base` is where the server is.

@@ -412,7 +412,10 @@ mod tests {
     use crate::{blobs::BlobId, fields::bad_defaults};
 
     fn asked(route: Route, body: &Value, images: usize) -> Result<Asked, Fault> {
-        let files = Files { images: (0..images).map(|i| Source::Blob(BlobId(i.to_string()))).collect(), mask: None };
+        let files = Files {
+            images: (0..images).map(|i| Source::Blob { id: BlobId(i.to_string()), field: "image".into() }).collect(),
+            mask: None,
+        };
         let model = |name: Option<&str>| match name {
             None | Some("flux.1-krea-dev") => Ok("krea".to_owned()),
             Some(other) => Err(Fault::UnknownModel(other.to_owned())),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Answer, LONGEST_PROMPT, SEEDS, instant, number, object, seed, without_data};
+use super::{Answer, LONGEST_PROMPT, SEEDS, instant, number, object, seed};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     error::{Fault, Problem, Rule, Stage},
@@ -254,7 +254,7 @@ pub fn prediction(view: &JobView, base: &str, output: Option<Vec<String>>) -> Va
     }
     let gone = view.state == State::Succeeded && output.is_none();
     json!({
-        "id": view.id, "model": &*view.endpoint, "version": "hidden", "input": without_data(&view.raw),
+        "id": view.id, "model": &*view.endpoint, "version": "hidden", "input": &*view.raw,
         "logs": logs.join("\n"), "output": output.map_or(Value::Null, Value::from), "data_removed": gone, "error": error,
         "status": status, "source": "api", "created_at": instant(view.accepted), "started_at": at(view.started),
         "completed_at": at(view.finished), "metrics": metrics, "urls": urls,

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Answer, exact_size, seed};
+use super::{Answer, exact_size, seed, usable_loras};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, Previews, Source},
     error::{Fault, Rule},
@@ -87,6 +87,7 @@ pub fn ask(
         return Err(Fault::invalid("batch_size", Rule::AtMost(f64::from(MOST_PICTURES)), message));
     }
     let (prompt, loras) = split_loras(values.text("prompt").unwrap_or_default());
+    let loras = usable_loras("prompt", loras)?;
     let ask = Ask {
         model,
         mode,
@@ -147,14 +148,17 @@ fn source(text: &str, field: &str) -> Source {
 /// Takes `<lora:NAME:WEIGHT>` out of a prompt.
 fn split_loras(prompt: &str) -> (String, Vec<(String, f32)>) {
     let mut text = String::with_capacity(prompt.len());
-    let mut loras = Vec::new();
+    let mut loras: Vec<(String, f32)> = Vec::new();
     let mut rest = prompt;
     while let Some(start) = rest.find("<lora:") {
         let inner = &rest[start + "<lora:".len()..];
         let Some(end) = inner.find('>') else { break };
         text.push_str(&rest[..start]);
         let (name, weight) = inner[..end].split_once(':').unwrap_or((&inner[..end], "1"));
-        let weight = weight.split(':').next().and_then(|weight| weight.trim().parse().ok()).unwrap_or(1.0);
+        let weight = weight.split(':').next().and_then(|weight| weight.trim().parse().ok());
+        let weight = weight.filter(|weight: &f32| weight.is_finite()).unwrap_or(1.0);
+        // The last word counts.
+        loras.retain(|(other, _)| other != name.trim());
         loras.push((name.trim().to_owned(), weight));
         rest = &inner[end + 1..];
     }
@@ -333,5 +337,7 @@ mod tests {
         assert_eq!(split_loras("a <lora:x"), ("a <lora:x".to_owned(), Vec::new()));
         assert_eq!(split_loras("<lora:x>").1, [("x".to_owned(), 1.0)]);
         assert_eq!(split_loras("<lora:x:0.5:0.7> b"), ("b".to_owned(), vec![("x".to_owned(), 0.5)]));
+        assert_eq!(split_loras("<lora:x:nan>").1, [("x".to_owned(), 1.0)]);
+        assert_eq!(split_loras("<lora:x:1><lora:x:2>").1, [("x".to_owned(), 2.0)]);
     }
 }

@@ -12,7 +12,7 @@ use flux::{
 use super::*;
 use crate::{
     ask::{OutputSize, Previews},
-    blobs::{Place, Purpose},
+    blobs::{BlobId, Place, Purpose},
     job::{JobView, NewJob, State},
     jobs::{Cancelling, Jobs, Settings},
     journal::Journal,
@@ -36,7 +36,8 @@ async fn bench(stock: Stock) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let journal = Journal::open(&folder.path().join("journal")).unwrap();
     let blobs = Blobs::open(&Place::Folder(folder.path().join("blobs")), 1 << 30).await.unwrap();
-    let jobs = Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
+    let jobs =
+        Jobs::open(journal, Arc::new(Unfetched::default()), Settings::default(), Metrics::default()).await.unwrap();
     let shelf = Shelf::new(stock);
     let (on_shelf, in_store) = (shelf.clone(), blobs.clone());
     worker::spawn(jobs.clone(), move || Studio::new(on_shelf, in_store, MetadataLevel::Full)).unwrap();
@@ -73,7 +74,7 @@ impl Bench {
             .blobs
             .put(picture.to_vec().into(), NewBlob::new(Purpose::Upload, "image/png", "a.png", keep, &owner))
             .await;
-        Source::Blob(put.unwrap().id.clone())
+        Source::Blob { id: put.unwrap().id.clone(), field: "image_url".into() }
     }
 }
 
@@ -131,8 +132,9 @@ async fn pictures_from_pictures() {
 
     let broken = vec![bench.upload(b"\x89PNG nothing").await];
     let view = bench.end(Ask { given: broken, ..changed.clone() }).await;
-    assert!(matches!(view.fault(), Some(Fault::Picture { kind: PictureFault::Decode, .. })), "{:?}", view.fault());
-    let gone = vec![Source::Blob(BlobId("0123456789abcdef0123456789abcdef".into()))];
+    let Some(Fault::Picture { field, kind: PictureFault::Decode, .. }) = view.fault() else { panic!("{view:?}") };
+    assert_eq!(field, "image_url", "the vendor's name");
+    let gone = vec![Source::Blob { id: BlobId("0123456789abcdef0123456789abcdef".into()), field: "image_url".into() }];
     let view = bench.end(Ask { given: gone, ..changed }).await;
     assert!(matches!(view.fault(), Some(Fault::Picture { kind: PictureFault::Download, .. })), "{:?}", view.fault());
 }

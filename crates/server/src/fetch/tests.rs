@@ -17,7 +17,7 @@ use axum::{
 
 use super::*;
 use crate::{
-    blobs::{NewBlob, Place},
+    blobs::{NewBlob, Place, Purpose},
     config::Size,
 };
 
@@ -221,8 +221,11 @@ async fn what_is_ours_is_not_asked_for() {
         assert_eq!(fetched.as_deref(), Ok(PNG), "{base}");
         assert_eq!(it.fetcher.own(&it.blobs.url(&held.id, base)), None, "{base}");
     }
-    let stored = it.fetcher.stored("data:;base64,iVBORw0KGgo", "image_url", &owner).await.unwrap();
-    assert_eq!(it.blobs.meta(&stored).unwrap().purpose, Purpose::Internal);
+    let given = it.fetcher.given("data:;base64,iVBORw0KGgo", "image_url", &owner).await.unwrap();
+    let id = given.id().clone();
+    assert_eq!(it.blobs.meta(&id).unwrap().purpose, Purpose::Given);
+    drop(given);
+    crate::testing::until("nobody kept it", async || it.blobs.meta(&id).is_none()).await;
     assert_eq!(kind(it.fetcher.picture("data:,abc", "image_url").await).0, PictureFault::Decode);
     let large = format!("data:;base64,{}", "A".repeat(2 << 20));
     assert_eq!(kind(it.fetcher.picture(&large, "image_url").await).0, PictureFault::TooLarge);

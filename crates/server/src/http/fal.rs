@@ -32,7 +32,6 @@ use crate::{
     dialect::{
         Answer, ascii_json,
         fal::{self, App, Door},
-        without_data,
     },
     error::{Fault, Rule},
     guard::{self, PublicUrl},
@@ -123,7 +122,7 @@ fn new_job(app: &App, model: String, caller: &Caller, headers: &HeaderMap, body:
     let timeout = text(headers, "x-fal-request-timeout").and_then(|text| text.trim().parse::<f64>().ok());
     let timeout = timeout.filter(|seconds| seconds.is_finite() && *seconds > 0.0 && *seconds < 1e9);
     NewJob {
-        raw: read.map_or(Value::Null, |body| without_data(&body)),
+        raw: read.map_or(Value::Null, |body| fal::kept(&body)),
         priority: match text(headers, "x-fal-queue-priority") {
             Some("low") => Priority::Low,
             _ => Priority::Normal,

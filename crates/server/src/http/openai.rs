@@ -20,7 +20,7 @@ use super::{events, form::Form, good, object, patience::patient, random_seed, re
 use crate::{
     ask::{Ask, Source},
     auth::Caller,
-    blobs::{Blobs, NewBlob, Purpose},
+    blobs::{Blobs, Draft},
     dialect::{
         Answer,
         openai::{self, Common, Deliver, Files, Route, Shown},
@@ -30,9 +30,6 @@ use crate::{
     job::{Dialect, JobId, JobView, Made, NewJob, State as JobState},
     server::Server,
 };
-
-/// Seconds that a picture sent in a form is kept: as long as its job may wait.
-const KEEP_GIVEN: std::time::Duration = std::time::Duration::from_hours(24);
 
 /// The routes.
 pub fn router() -> Router<Server> {
@@ -58,7 +55,10 @@ async fn generations(
     body: Bytes,
 ) -> Response<Body> {
     let made = match object(&body) {
-        Ok(body) => make(&server, &caller, &base, &headers, Route::Generations, &body, Files::default()).await,
+        Ok(body) => {
+            let asked = (Route::Generations, &body, Files::default(), Vec::new());
+            make(&server, &caller, &base, &headers, asked).await
+        }
         Err(fault) => Err(fault),
     };
     made.unwrap_or_else(|fault| refused(&fault))
@@ -91,18 +91,18 @@ async fn from_picture(
 ) -> Response<Body> {
     let headers = request.headers().clone();
     let made = async {
-        let (body, files) = pictures(&server.blobs, &caller, request).await?;
-        make(&server, &caller, &base, &headers, route, &body, files).await
+        let (body, files, drafts) = pictures(&server.blobs, &caller, request).await?;
+        make(&server, &caller, &base, &headers, (route, &body, files, drafts)).await
     };
     made.await.unwrap_or_else(|fault| refused(&fault))
 }
 
-/// A form's files as blobs; or a JSON body with `images: [{"image_url": …}]`.
+/// A form's files as blobs, which go again unless a job has them; or a JSON body with `images: [{"image_url": …}]`.
 async fn pictures(
     blobs: &Blobs,
     caller: &Caller,
     request: Request<Body>,
-) -> Result<(Map<String, Value>, Files), Fault> {
+) -> Result<(Map<String, Value>, Files, Vec<Draft>), Fault> {
     let is_json = text(request.headers(), "content-type").is_some_and(|kind| kind.starts_with("application/json"));
     if is_json {
         let body = axum::body::to_bytes(request.into_body(), usize::MAX).await;
@@ -127,30 +127,29 @@ async fn pictures(
         let mut images = all("images")?;
         images.extend(all("image")?);
         let files = Files { images, mask: all("mask")?.into_iter().next() };
-        return Ok((body, files));
+        return Ok((body, files, Vec::new()));
     }
     let form = Form::read(request).await?;
     let mut files = Files::default();
-    let store = async |file: &super::form::File| {
+    let mut drafts = Vec::new();
+    let mut store = async |field: &str| {
+        // Only the first is used; what is not used is not kept.
+        let Some(file) = form.files(field).next() else { return Ok::<_, Fault>(None) };
         let mime = file.mime.as_deref().unwrap_or("application/octet-stream");
         let name = file.called.as_deref().unwrap_or("image");
-        let new = NewBlob::new(Purpose::Internal, mime, name, KEEP_GIVEN, &caller.owner);
-        let blob = blobs.put(file.bytes.clone(), new).await?;
-        Ok::<_, Fault>(Source::Blob(blob.id.clone()))
+        let draft = blobs.give(file.bytes.clone(), mime, name, &caller.owner).await?;
+        let source = Source::Blob { id: draft.id().clone(), field: field.to_owned() };
+        drafts.push(draft);
+        Ok(Some(source))
     };
-    // Only the first is used; what is not used is not kept.
-    if let Some(file) = form.files("image").next() {
-        files.images.push(store(file).await?);
-    }
-    if let Some(file) = form.files("mask").next() {
-        files.mask = Some(store(file).await?);
-    }
+    files.images.extend(store("image").await?);
+    files.mask = store("mask").await?;
     let mut body = form.values;
     // A picture may come as an address in a form, too.
     if let Some(url) = body.remove("image").filter(|_| files.images.is_empty()).as_ref().and_then(Value::as_str) {
         files.images.push(Source::Url { url: url.to_owned(), field: "image".into() });
     }
-    Ok((body, files))
+    Ok((body, files, drafts))
 }
 
 async fn make(
@@ -158,9 +157,7 @@ async fn make(
     caller: &Caller,
     base: &PublicUrl,
     headers: &HeaderMap,
-    route: Route,
-    body: &Map<String, Value>,
-    files: Files,
+    (route, body, files, drafts): (Route, &Map<String, Value>, Files, Vec<Draft>),
 ) -> Result<Response<Body>, Fault> {
     let asked = openai::ask(route, body, files, &|name| server.model(name), random_seed())?;
     let endpoint = match route {
@@ -174,6 +171,9 @@ async fn make(
         ..NewJob::new(Dialect::OpenAi, &caller.owner, endpoint, Ok(asked.ask.clone()))
     };
     let job = server.submit(caller, new).await?;
+    // Those of a job that was asked for before stay with it, and these go.
+    let its = |draft: &Draft| job.ask.iter().any(|ask| ask.blobs().any(|id| id == draft.id()));
+    drafts.into_iter().filter(its).for_each(Draft::keep);
     let hold = server.jobs.hold(&job.id);
     let base = base.0.clone();
     let server = server.clone();

@@ -23,7 +23,7 @@ use crate::{
     auth::Caller,
     clock::{Millis, now},
     config::VendorOutput,
-    dialect::{Answer, fal::data_uri, replicate, without_data},
+    dialect::{Answer, fal::data_uri, replicate, shortened},
     error::{Fault, Rule},
     guard::PublicUrl,
     hex::hex,
@@ -164,7 +164,7 @@ async fn create(
     }
     let time = replicate::cancel_after(text(headers, "cancel-after"))?;
     let new = NewJob {
-        raw: without_data(&input),
+        raw: shortened(&input),
         idempotency_key: text(headers, "idempotency-key").map(str::to_owned),
         finish_by: time.map(|time| now() + Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX / 2)),
         webhook,
@@ -236,9 +236,18 @@ async fn list(
         };
         let mut jobs = server.jobs.list(&caller.owner, Dialect::Replicate, from, PAGE).await?;
         let more = jobs.len() == PAGE;
+        let whole = jobs.len();
         jobs.retain(|job| after.is_none_or(|after| job.accepted > after));
-        let last = jobs.last().filter(|_| more);
-        let next = last.map(|job| format!("{}/v1/predictions?cursor={}", base.0, job.id));
+        // The newest come first: where one was too old, all that follow are.
+        let last = jobs.last().filter(|_| more && jobs.len() == whole);
+        let next = last.map(|job| {
+            let mut next = url::form_urlencoded::Serializer::new(String::new());
+            next.append_pair("cursor", job.id.as_str());
+            if let Some(after) = wish(&query, "created_after") {
+                next.append_pair("created_after", after);
+            }
+            format!("{}/v1/predictions?{}", base.0, next.finish())
+        });
         // Data URIs would make a page hundreds of megabytes long.
         let urls = base.0.starts_with("https:") && server.config.replicate_output != VendorOutput::Data
             || server.config.replicate_output == VendorOutput::Url;

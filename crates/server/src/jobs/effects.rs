@@ -13,9 +13,11 @@ use tokio::sync::watch;
 use super::{All, Live, Prepare, Run, Settings, Shared, Shown, Submitting, Taken};
 use crate::{
     ask::{Ask, Source},
+    blobs::{BlobId, Draft},
     clock::{Millis, now},
     error::Fault,
     job::{JobId, JobView, Moment, Outcome, State},
+    owner::Owner,
     queue::{Effect, Event, Ticket},
     records::{self, Record},
 };
@@ -89,10 +91,11 @@ impl Shared {
     pub(super) fn enter(
         self: &Arc<Self>,
         record: Record,
+        most_of_owner: Option<usize>,
     ) -> Result<(watch::Receiver<Shown>, Option<Submitting>), Fault> {
         let mut all = self.lock();
         let id = record.id.clone();
-        match self.apply(&mut all, Event::Submit(ticket(&record))).pop() {
+        match self.apply(&mut all, Event::Submit(Ticket { most_of_owner, ..ticket(&record) })).pop() {
             Some(Effect::Refuse(fault)) => Err(fault),
             Some(Effect::Same(id)) => {
                 let shown = all.jobs.get(&id).map(|live| live.shown.subscribe());
@@ -131,17 +134,26 @@ impl Shared {
     /// Fetches a job's pictures.
     fn prepare(self: &Arc<Self>, all: &mut All, id: JobId) {
         let Some(live) = all.jobs.get_mut(&id) else { return };
-        let Some(ask) = live.shown.borrow().view.ask.clone() else { return };
+        let (ask, owner) = {
+            let view = &live.shown.borrow().view;
+            (view.ask.clone(), view.owner.clone())
+        };
+        let Some(ask) = ask else { return };
+        let turn = (!ask.sources().all(Source::is_data)).then(|| self.fetches.turn(&owner));
         let shared = self.clone();
         let task = self.runtime.spawn(async move {
-            let _permit = shared.fetches.acquire().await;
-            let fetched = fetch(&*shared.prepare, (*ask).clone()).await;
+            let _turn = match turn {
+                Some(turn) => Some(turn.await),
+                None => None,
+            };
+            let fetched = fetch(&*shared.prepare, (*ask).clone(), &owner).await;
             let mut all = shared.lock();
             if !all.queue.has(&id) {
                 return;
             }
             match fetched {
-                Ok(ask) => {
+                Ok((ask, drafts)) => {
+                    drafts.into_iter().for_each(Draft::keep);
                     let (ask, of) = (Arc::new(ask), id.clone());
                     let kept = ask.clone();
                     // If that is lost they are fetched again after a restart.
@@ -237,13 +249,16 @@ impl Shared {
                 if result.is_err() {
                     tracing::error!(job = %id, "the end of a job cannot be recorded: after a restart it is made again");
                 }
-                shared.ended(&id, outcome, ask, at);
+                let given = shared.ended(&id, outcome, ask, at);
+                if result.is_ok() && !given.is_empty() {
+                    shared.runtime.spawn(shared.prepare.discard(given));
+                }
             },
         );
     }
 
-    /// Called on the journal's thread.
-    fn ended(&self, id: &JobId, outcome: Arc<Outcome>, ask: Option<Arc<Ask>>, at: Millis) {
+    /// Called on the journal's thread. Gives the pictures that nobody needs any more.
+    fn ended(&self, id: &JobId, outcome: Arc<Outcome>, ask: Option<Arc<Ask>>, at: Millis) -> Vec<BlobId> {
         let mut all = self.lock();
         let (how, made, seconds) = match &*outcome {
             Outcome::Succeeded { pictures, seconds } => {
@@ -264,9 +279,11 @@ impl Shared {
         if let Some(live) = all.jobs.get(id) {
             self.metrics.job_ended(live.shown.borrow().view.dialect.name(), how, seconds, made);
         }
+        let mut given = Vec::new();
         if let Some(live) = all.jobs.get_mut(id) {
             live.shown.send_modify(|shown| {
                 let view = &mut shown.view;
+                given.extend(view.ask.iter().flat_map(|ask| ask.blobs().cloned()));
                 view.state = records::state_of(&outcome);
                 (view.finished, view.progress, view.previews) = (Some(at), None, Arc::default());
                 view.outcome = Some(outcome);
@@ -283,6 +300,7 @@ impl Shared {
             all.forget(&oldest);
         }
         self.line.send_modify(|changes| *changes += 1);
+        given
     }
 
     /// Changes what is seen of a running job.
@@ -336,23 +354,26 @@ pub(super) async fn keep_time(shared: Weak<Shared>) {
     }
 }
 
-async fn fetch(prepare: &dyn Prepare, mut ask: Ask) -> Result<Ask, Fault> {
-    for source in ask.given.iter_mut().chain(&mut ask.mask) {
+/// If it fails or is broken off, what was fetched goes again.
+async fn fetch(prepare: &dyn Prepare, mut ask: Ask, owner: &Owner) -> Result<(Ask, Vec<Draft>), Fault> {
+    let mut drafts = Vec::new();
+    for source in ask.sources_mut() {
         if let Source::Url { url, field } = source {
-            *source = Source::Blob(prepare.picture(std::mem::take(url), std::mem::take(field)).await?);
+            let draft = prepare.picture(std::mem::take(url), field.clone(), owner.clone()).await?;
+            *source = Source::Blob { id: draft.id().clone(), field: std::mem::take(field) };
+            drafts.push(draft);
         }
     }
-    Ok(ask)
+    Ok((ask, drafts))
 }
 
 /// The request with data URIs left out, if there are any: they are large, and nothing is made of them any more.
 fn without_data(ask: &Ask) -> Option<Ask> {
-    let is_data = |source: &Source| matches!(source, Source::Url { url, .. } if url.starts_with("data:"));
-    if !ask.given.iter().chain(&ask.mask).any(is_data) {
+    if !ask.sources().any(Source::is_data) {
         return None;
     }
     let mut ask = ask.clone();
-    for source in ask.given.iter_mut().chain(&mut ask.mask).filter(|source| is_data(source)) {
+    for source in ask.sources_mut().filter(|source| source.is_data()) {
         if let Source::Url { url, .. } = source {
             "data:".clone_into(url);
         }
@@ -362,12 +383,16 @@ fn without_data(ask: &Ask) -> Option<Ask> {
 
 pub(super) fn ticket(record: &Record) -> Ticket {
     let ask = record.ask.as_ref();
-    let sources = || ask.iter().flat_map(|ask| ask.given.iter().chain(&ask.mask)).collect::<Vec<_>>();
     let texts = ask.map_or(0, |ask| ask.prompt.len() + ask.negative_prompt.as_ref().map_or(0, String::len));
-    let urls = sources().into_iter().map(|source| match source {
-        Source::Url { url, .. } => url.len(),
-        Source::Blob(_) => 0,
-    });
+    let raw = record.raw.to_string().len();
+    let urls: Vec<usize> = ask
+        .iter()
+        .flat_map(|ask| ask.sources())
+        .filter_map(|source| match source {
+            Source::Url { url, .. } => Some(url.len()),
+            Source::Blob { .. } => None,
+        })
+        .collect();
     Ticket {
         id: record.id.clone(),
         owner: record.owner.clone(),
@@ -375,8 +400,10 @@ pub(super) fn ticket(record: &Record) -> Ticket {
         key: record.idempotency_key.clone(),
         start_by: record.start_by,
         finish_by: record.finish_by,
-        bytes: texts + urls.sum::<usize>(),
-        to_prepare: sources().iter().any(|source| matches!(source, Source::Url { .. })),
+        bytes: texts + raw + urls.iter().sum::<usize>(),
+        bytes_to_prepare: urls.iter().sum(),
+        to_prepare: !urls.is_empty(),
+        most_of_owner: None,
         fault: record.ask.as_ref().err().cloned(),
         starts: record.starts,
     }

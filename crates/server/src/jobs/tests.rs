@@ -9,7 +9,7 @@ use super::*;
 use crate::{
     ask::{Ask, Previews, Source},
     job::{Moment, Priority},
-    testing::{self, Fake, Unfetched, ask, job},
+    testing::{self, Fake, Unfetched, ask, job, until},
     worker,
 };
 
@@ -20,20 +20,10 @@ async fn wait(jobs: &Jobs, id: &JobId) -> JobView {
     tokio::time::timeout(PATIENCE, jobs.wait(id)).await.expect("in time").expect("known")
 }
 
-async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    for _ in 0..600 {
-        if condition().await {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    panic!("waited in vain: {what}");
-}
-
 /// Jobs without a worker.
 async fn idle(folder: &std::path::Path) -> Jobs {
     let journal = Journal::open(folder).unwrap();
-    Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap()
+    Jobs::open(journal, Arc::new(Unfetched::default()), Settings::default(), Metrics::default()).await.unwrap()
 }
 
 /// As if the process had died: nothing more is said to the journal.
@@ -47,7 +37,9 @@ async fn die(jobs: Jobs) {
 async fn reopened(folder: &std::path::Path) -> Jobs {
     for _ in 0..600 {
         if let Ok(journal) = Journal::open(folder) {
-            return Jobs::open(journal, Arc::new(Unfetched), Settings::default(), Metrics::default()).await.unwrap();
+            return Jobs::open(journal, Arc::new(Unfetched::default()), Settings::default(), Metrics::default())
+                .await
+                .unwrap();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -105,14 +97,23 @@ async fn failures_stay_their_own() {
 
 #[tokio::test]
 async fn pictures_are_fetched_first() {
-    let (jobs, _folder) = testing::jobs(Fake::default()).await;
-    let given = |url: &str| {
-        let source = Source::Url { url: url.into(), field: "image_url".into() };
-        NewJob { ask: Ok(Ask { given: vec![source], ..ask("a fox") }), ..job("a fox") }
-    };
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, prepare) = (Journal::open(folder.path()).unwrap(), Unfetched::default());
+    let gone = prepare.gone.clone();
+    let jobs = Jobs::open(journal, Arc::new(prepare), Settings::default(), Metrics::default()).await.unwrap();
+    worker::spawn(jobs.clone(), Fake::default).unwrap();
+    let source = |url: &str| Source::Url { url: url.into(), field: "image_url".into() };
+    let given = |url: &str| NewJob { ask: Ok(Ask { given: vec![source(url)], ..ask("a fox") }), ..job("a fox") };
     let view = jobs.submit(given("data:image/gif;base64,AAAA")).await.unwrap();
     let end = wait(&jobs, &view.id).await;
-    assert_eq!((end.state, &end.ask.unwrap().given[..]), (State::Succeeded, &[Source::Blob(Fake::blob(7))][..]));
+    let blob = Source::Blob { id: Fake::blob(7), field: "image_url".into() };
+    assert_eq!((end.state, &end.ask.unwrap().given[..]), (State::Succeeded, &[blob][..]));
+    until("it went with its job", async || *gone.lock().unwrap() == [Fake::blob(7)]).await;
+    // The first of two that cannot both be had goes, too.
+    let two = Ask { mask: Some(source("data:broken")), ..given("http://a/b").ask.unwrap() };
+    let view = jobs.submit(NewJob { ask: Ok(two), ..job("a fox") }).await.unwrap();
+    assert_eq!(wait(&jobs, &view.id).await.state, State::Failed);
+    assert_eq!(gone.lock().unwrap().len(), 2);
     let view = jobs.submit(given("data:broken")).await.unwrap();
     let end = wait(&jobs, &view.id).await;
     assert!(matches!(end.fault(), Some(Fault::Picture { field, .. }) if field == "image_url"));
@@ -174,6 +175,64 @@ async fn the_same_key_is_the_same_job() {
     drop(jobs);
     let jobs = reopened(folder.path()).await;
     assert_eq!(jobs.submit(keyed()).await.unwrap().id, one.id, "also after a restart");
+}
+
+#[tokio::test]
+async fn a_key_is_for_one_request() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(5)).await;
+    let keyed = |ask: Ask| NewJob { idempotency_key: Some("k".into()), ask: Ok(ask), ..job("") };
+    let first = jobs.submit(keyed(ask("a fox"))).await.unwrap();
+    // The seed was chosen by chance.
+    assert_eq!(jobs.submit(keyed(Ask { seed: 7, ..ask("a fox") })).await.unwrap().id, first.id);
+    let other = jobs.submit(keyed(ask("a hare"))).await;
+    assert!(matches!(&other, Err(Fault::Invalid(wrong)) if wrong[0].field == "idempotency-key"), "{other:?}");
+    let elsewhere = NewJob { dialect: Dialect::Fal, ..keyed(ask("a fox")) };
+    assert!(jobs.submit(elsewhere).await.is_err());
+    wait(&jobs, &first.id).await;
+
+    // Who went away and comes back with the key gets a picture.
+    let held = || NewJob {
+        idempotency_key: Some("held".into()),
+        only_while_held: true,
+        ask: Ok(Ask { steps: 50, ..ask("a fox") }),
+        ..job("")
+    };
+    let left = jobs.submit(held()).await.unwrap();
+    drop(jobs.hold(&left.id));
+    let again = jobs.submit(held()).await.unwrap();
+    assert_ne!(again.id, left.id);
+    let _hold = jobs.hold(&again.id);
+    assert_eq!(wait(&jobs, &left.id).await.state, State::Cancelled);
+    assert_eq!(wait(&jobs, &again.id).await.state, State::Succeeded);
+}
+
+#[tokio::test]
+async fn a_key_has_its_own_limit_however_many_ask_at_once() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
+    let limited = || jobs.submit(NewJob { most_of_owner: Some(2), ..job("a fox") });
+    let taken = futures_util::future::join_all((0..20).map(|_| limited())).await;
+    assert_eq!(taken.iter().filter(|taken| taken.is_ok()).count(), 2);
+    assert!(
+        taken
+            .iter()
+            .any(|taken| matches!(taken, Err(Fault::Full { message, .. }) if message.contains("2 is the limit")))
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_left_out_of_a_list() {
+    let (jobs, _folder) = testing::jobs(Fake::default()).await;
+    let ids = [jobs.submit(job("one")).await.unwrap().id, jobs.submit(job("two")).await.unwrap().id];
+    for id in &ids {
+        wait(&jobs, id).await;
+    }
+    let spoilt = ids[0].to_string();
+    let spoil = move |connection: &rusqlite::Connection| {
+        connection.execute("UPDATE jobs SET ask = '{}' WHERE id = ?1", [&spoilt]).map(drop)
+    };
+    jobs.0.journal.write(spoil).await.unwrap();
+    let listed = jobs.list(&Owner::anyone(), Dialect::Native, None, 10).await.unwrap();
+    assert_eq!(listed.iter().map(|view| &view.id).collect::<Vec<_>>(), [&ids[1]]);
 }
 
 #[tokio::test]

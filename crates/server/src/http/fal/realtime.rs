@@ -9,10 +9,7 @@ use serde_json::{Value, json};
 use super::output_as;
 use crate::{
     auth::Caller,
-    dialect::{
-        fal::{self, App},
-        without_data,
-    },
+    dialect::fal::{self, App},
     error::{Fault, Rule},
     http::random_seed,
     job::{Dialect, NewJob},
@@ -111,7 +108,7 @@ impl Talk {
     async fn make(&self, input: &Value) -> Result<Value, Fault> {
         let ask = fal::ask(&self.app, self.model.clone(), input, random_seed(), KEEP_SECONDS)?;
         let new = NewJob {
-            raw: without_data(input),
+            raw: fal::kept(input),
             only_while_held: true,
             ..NewJob::new(Dialect::Fal, &self.caller.owner, &self.app.endpoint, Ok(ask))
         };
