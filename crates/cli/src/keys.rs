@@ -21,7 +21,7 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum What {
-    /// Make a key and print it; it is kept nowhere
+    /// Make a key and print it: shown once, never stored
     Add(AddArgs),
     /// Tell which keys there are
     List(ListArgs),
@@ -46,6 +46,9 @@ struct AddArgs {
     /// Such requests at the same time, at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     concurrent: Option<u32>,
+    /// Jobs that have not ended, at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    queued: Option<u32>,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -82,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match &args.what {
         What::Add(args) => {
-            let limits = Limits { per_minute: args.per_minute, concurrent: args.concurrent, queued: None };
+            let limits = Limits { per_minute: args.per_minute, concurrent: args.concurrent, queued: args.queued };
             let scope = match args.scope {
                 Good::Read => Scope::Read,
                 Good::Generate => Scope::Generate,
@@ -112,7 +115,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
                 let day = |at| instant(at).chars().take(10).collect::<String>();
                 let end = key.revoked.map(|at| format!(", revoked {}", day(at))).unwrap_or_default();
                 let limit = |name, most: Option<u32>| most.map(|n| format!(", {n} {name}")).unwrap_or_default();
-                let limits = limit("a minute", key.limits.per_minute) + &limit("at once", key.limits.concurrent);
+                let limits = limit("a minute", key.limits.per_minute)
+                    + &limit("at once", key.limits.concurrent)
+                    + &limit("in the queue", key.limits.queued);
                 let (name, scope, owner) = (&key.name, key.scope.name(), &key.owner.0);
                 writeln!(out, "{name}  {scope}, owner {owner}, made {}{limits}{end}", day(key.made))?;
             }

@@ -246,6 +246,17 @@ pub enum Acceleration {
     High,
 }
 
+impl Acceleration {
+    /// By the gateways' names; `none` where none is named.
+    pub fn named(name: Option<&str>) -> Self {
+        match name {
+            Some("regular") => Self::Regular,
+            Some("high") => Self::High,
+            _ => Self::None,
+        }
+    }
+}
+
 /// What becomes of a picture that the gate flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

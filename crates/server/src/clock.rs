@@ -1,9 +1,14 @@
 //! The time, as everything here counts it.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Milliseconds since 1970, UTC.
 pub type Millis = i64;
+
+/// `time` from now on; for good, if that is beyond what can be counted.
+pub fn after(time: Duration) -> Millis {
+    now().saturating_add(Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX))
+}
 
 /// Now.
 pub fn now() -> Millis {

@@ -162,9 +162,4 @@ impl Fault {
     pub fn invalid(field: impl Into<String>, rule: Rule, message: impl Into<String>) -> Self {
         Self::Invalid(vec![Problem { field: field.into(), message: message.into(), rule }])
     }
-
-    /// Whether asking again could help.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Unavailable(_) | Self::TimedOut(_))
-    }
 }

@@ -71,6 +71,8 @@ struct Inner {
 struct Outbound {
     client: Client,
     networks: Arc<Networks>,
+    /// What a URL has to begin with, in words.
+    expected: &'static str,
 }
 
 /// Why a webhook was not told.
@@ -104,13 +106,13 @@ impl Fetcher {
         metrics: Metrics,
         lookup: &Arc<dyn Lookup>,
     ) -> Result<Self, Fault> {
-        let outbound = |private: bool| {
+        let outbound = |private: bool, expected| {
             let networks = Arc::new(Networks::new(private, &config.allowed_networks));
-            Ok::<_, Fault>(Outbound { client: client(networks.clone(), lookup.clone())?, networks })
+            Ok::<_, Fault>(Outbound { client: client(networks.clone(), lookup.clone())?, networks, expected })
         };
         Ok(Self(Arc::new(Inner {
-            pictures: outbound(config.allow_private_fetches)?,
-            webhooks: outbound(config.allow_private_webhooks)?,
+            pictures: outbound(config.allow_private_fetches, "http://…, https://… or data:…")?,
+            webhooks: outbound(config.allow_private_webhooks, "http://… or https://…")?,
             blobs,
             metrics,
             most: config.limits.fetch.0,
@@ -188,7 +190,7 @@ impl Fetcher {
             if status.is_redirection() {
                 let to = answer.headers().get(header::LOCATION).and_then(|to| to.to_str().ok());
                 let to = to.and_then(|to| at.join(to).ok());
-                let to = to.ok_or_else(|| refused("it was moved, and nobody says where to".into()))?;
+                let to = to.ok_or_else(|| refused("was redirected without a Location".into()))?;
                 at = self.0.pictures.may_ask(to.as_str()).map_err(refused)?;
                 continue;
             }
@@ -247,33 +249,36 @@ impl Outbound {
     /// here, after `url` has read all their spellings (decimal, octal, hexadecimal, short, IPv4 in IPv6).
     fn may_ask(&self, url: &str) -> Result<Url, String> {
         if url.len() > LONGEST_URL {
-            return Err("the URL is too long".into());
+            return Err(format!("is longer than {LONGEST_URL} characters"));
         }
-        let url = Url::parse(url.trim()).map_err(|_| "is no URL; expected http://…, https://… or data:…".to_owned())?;
+        let wrong = || format!("is not a valid URL; expected {}", self.expected);
+        let url = Url::parse(url.trim()).map_err(|_| wrong())?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err("expected a URL with http, https or data".into());
+            return Err(wrong());
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("a URL with a name or password in it is not asked".into());
+            return Err("has a name or password in it, which is not sent to others".into());
         }
         let ip = match url.host() {
             Some(Host::Ipv4(ip)) => Some(IpAddr::V4(ip)),
             Some(Host::Ipv6(ip)) => Some(IpAddr::V6(ip)),
             Some(Host::Domain(_)) => None,
-            None => return Err("the URL names no host".into()),
+            None => return Err("names no host".into()),
         };
         if ip.is_some_and(|ip| !self.networks.allow(ip)) {
             return Err(PRIVATE.into());
         }
         match url.port() {
-            Some(port) if port < 1024 && !matches!(port, 80 | 443) => Err("this port is not asked".into()),
+            Some(port) if port < 1024 && !matches!(port, 80 | 443) => {
+                Err("names a port below 1024 that is not 80 or 443, which is not allowed".into())
+            }
             _ => Ok(url),
         }
     }
 }
 
 /// The same sentence for an address in numbers and for one that a name led to.
-const PRIVATE: &str = "addresses of private networks are not asked";
+const PRIVATE: &str = "leads to a private network, which is not allowed";
 
 /// A name led to private addresses alone.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 //! table reads bodies, fills the documentation and the OpenAPI file.
 //!
 //! Rules that all vendors share: unknown parameters are ignored, `null` is absent, numbers and flags may come as strings (forms
-//! send nothing else), whole numbers as `28.0`; what is out of range is an error, never clamped. All problems are reported at once.
+//! send nothing else), whole numbers as `28.0`; what is out of range is an error, and all problems are reported at once.
 
 use serde_json::{Map, Number, Value};
 
@@ -120,6 +120,34 @@ impl Values {
     /// A flag.
     pub fn flag(&self, name: &str) -> Option<bool> {
         self.get(name)?.as_bool()
+    }
+
+    /// The string of a field that is required or has a default.
+    pub fn the_text(&self, name: &str) -> &str {
+        let text = self.text(name);
+        debug_assert!(text.is_some(), "{name} is neither required nor has a default");
+        text.unwrap_or_default()
+    }
+
+    /// The whole number of a field that is required or has a default.
+    pub fn the_integer<T: TryFrom<i128> + Default>(&self, name: &str) -> T {
+        let integer = self.integer(name);
+        debug_assert!(integer.is_some(), "{name} is neither required nor has a default, or its range does not fit");
+        integer.unwrap_or_default()
+    }
+
+    /// The number of a field that is required or has a default.
+    pub fn the_number(&self, name: &str) -> f32 {
+        let number = self.number(name);
+        debug_assert!(number.is_some(), "{name} is neither required nor has a default");
+        number.unwrap_or_default() as f32
+    }
+
+    /// The flag of a field that is required or has a default.
+    pub fn the_flag(&self, name: &str) -> bool {
+        let flag = self.flag(name);
+        debug_assert!(flag.is_some(), "{name} is neither required nor has a default");
+        flag.unwrap_or_default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! What has to outlive the process, in one SQLite file: jobs, notices for webhooks, blobs, keys, secrets.
+//! What has to outlive the process, in one SQLite file: jobs, notices for webhooks, secrets.
 //!
 //! One thread writes; whatever came while it was writing shares the next transaction, and with it the wait for the disk. A write
 //! is done when its transaction is on the disk (`synchronous=FULL` in WAL mode: an `fsync` for each transaction; `NORMAL` would

@@ -41,19 +41,6 @@ CREATE TABLE notices (
 CREATE INDEX notices_due ON notices (due);
 CREATE INDEX notices_of_job ON notices (job);
 
-CREATE TABLE blobs (
-    id TEXT PRIMARY KEY NOT NULL,
-    name TEXT NOT NULL,             -- what the file is called for people
-    mime TEXT NOT NULL,
-    bytes INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
-    owner TEXT NOT NULL,
-    made INTEGER NOT NULL,
-    expires INTEGER NOT NULL
-) STRICT;
-CREATE INDEX blobs_by_expiry ON blobs (expires);
-CREATE INDEX blobs_by_owner ON blobs (owner, made);
-
 CREATE TABLE keys (
     id TEXT PRIMARY KEY NOT NULL,   -- shown to people; the key itself is nowhere
     hash TEXT NOT NULL UNIQUE,

@@ -8,9 +8,9 @@ use crate::{
     auth::{Auth, Caller},
     blobs::Blobs,
     config::{Config, Wrong},
-    error::{Fault, Stage},
+    error::{Fault, Rule, Stage},
     fetch::Fetcher,
-    job::{JobView, NewJob},
+    job::{JobView, NewJob, Webhook},
     jobs::Jobs,
     journal::Journal,
     metrics::Metrics,
@@ -99,6 +99,15 @@ impl Server {
             new.ask = Err(fault);
         }
         self.jobs.submit(new).await
+    }
+
+    /// Whether a webhook could be told at all; `field` is its vendor's name.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`].
+    pub fn may_tell(&self, field: &str, webhook: Option<&Webhook>) -> Result<(), Fault> {
+        let Some(webhook) = webhook else { return Ok(()) };
+        self.fetcher.may_tell(&webhook.url).map_err(|why| Fault::invalid(field, Rule::Other, why))
     }
 
     /// Asks the prompt gate.

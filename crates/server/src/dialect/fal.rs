@@ -4,11 +4,13 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Answer, LONGEST_PROMPT, LONGEST_SIDE, SEEDS, exact_size, instant_with_offset, number, object, seed};
+use super::{
+    Answer, LONGEST_PROMPT, LONGEST_SIDE, SEEDS, exact_size, format, instant_with_offset, number, object, seed,
+};
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
     error::{Fault, PictureFault, Problem, Rule},
-    fields::{Field, Kind, Treatment, Values, field, read},
+    fields::{Field, Kind, Treatment, field, read},
     job::{JobView, Made, Preview, State},
 };
 
@@ -170,48 +172,27 @@ pub fn ask(app: &App, model: String, body: &Value, random: u32, keep_seconds: u6
     };
     let mode = match app.kind {
         Purpose::Text => Mode::Text,
-        Purpose::Image => Mode::Image { strength: decimal(&values, "strength", 0.95) },
+        Purpose::Image => Mode::Image { strength: values.the_number("strength") },
         Purpose::Redux => Mode::Redux,
     };
     let given = values.text("image_url").map(|url| Source::Url { url: url.into(), field: "image_url".into() });
     Ok(Ask {
-        model,
         mode,
-        prompt: values.text("prompt").unwrap_or_default().into(),
-        negative_prompt: None,
         size,
-        steps: values.integer("num_inference_steps").unwrap_or(28),
-        guidance: decimal(&values, "guidance_scale", 4.5),
-        true_cfg: 1.0,
+        steps: values.the_integer("num_inference_steps"),
+        guidance: values.the_number("guidance_scale"),
         seed: seed(values.integer("seed"), random),
-        pictures: values.integer("num_images").unwrap_or(1),
+        pictures: values.the_integer("num_images"),
         given: given.into_iter().collect(),
-        mask: None,
-        mask_inverted: false,
-        format: if values.text("output_format") == Some("png") {
-            flux::image_file::Format::Png
-        } else {
-            flux::image_file::Format::Jpeg
-        },
+        format: format(&values, "output_format")?,
         quality: QUALITY,
-        acceleration: match values.text("acceleration") {
-            Some("regular") => Acceleration::Regular,
-            Some("high") => Acceleration::High,
-            _ => Acceleration::None,
-        },
-        safety: values.flag("enable_safety_checker").unwrap_or(true),
+        acceleration: Acceleration::named(values.text("acceleration")),
+        safety: values.the_flag("enable_safety_checker"),
         on_flagged: OnFlagged::Black,
         previews: Previews { count: if app.door == Door::Stream { STREAM_PREVIEWS } else { 0 }, full_size: false },
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
-        loras: Vec::new(),
         keep_seconds,
-        keep_alive_seconds: None,
+        ..Ask::text(model, values.text("prompt").unwrap_or_default())
     })
-}
-
-fn decimal(values: &Values, name: &str, otherwise: f32) -> f32 {
-    values.number(name).map_or(otherwise, |number| number as f32)
 }
 
 /// A preset's name or an object of two sides, each 512 where it is missing.
@@ -226,8 +207,7 @@ fn image_size(value: &Value) -> Result<OutputSize, Fault> {
                 ),
                 other => other,
             })?;
-            let side = |name| values.integer(name).unwrap_or(512);
-            exact_size("image_size", side("width"), side("height"))
+            exact_size("image_size", values.the_integer("width"), values.the_integer("height"))
         }
         Value::String(name) => {
             let preset = PRESETS.iter().find(|(preset, ..)| preset == name);
@@ -246,7 +226,7 @@ fn image_size(value: &Value) -> Result<OutputSize, Fault> {
 /// Whether the answer holds the pictures themselves.
 pub fn wants_data(body: &Value) -> bool {
     let sync = body.as_object().and_then(|body| read(&[SYNC_MODE], body).ok());
-    sync.and_then(|values| values.flag("sync_mode")).unwrap_or(false)
+    sync.is_some_and(|values| values.the_flag("sync_mode"))
 }
 
 /// What is kept of a body for [`wants_data`].

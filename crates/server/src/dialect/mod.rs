@@ -10,12 +10,14 @@ pub mod sdapi;
 use std::fmt::Write as _;
 
 use chrono::{DateTime, SecondsFormat};
+use flux::image_file::Format;
 use serde_json::{Map, Value};
 
 use crate::{
     ask::OutputSize,
     clock::Millis,
     error::{Fault, Rule},
+    fields::Values,
 };
 
 /// Characters of the longest prompt taken; the model reads 512 tokens of it.
@@ -158,6 +160,15 @@ pub fn usable_loras(field: &str, loras: Vec<(String, f32)>) -> Result<Vec<(Strin
         }
     }
     Ok(loras)
+}
+
+/// The file format that a field names.
+///
+/// # Errors
+/// [`Fault::Invalid`], if this build does not write it.
+pub fn format(values: &Values, field: &str) -> Result<Format, Fault> {
+    let name = values.the_text(field);
+    name.parse().map_err(|_| Fault::invalid(field, Rule::Other, format!("'{name}' is not written by this build")))
 }
 
 /// Whether a URL carries its bytes in itself.

@@ -3,9 +3,9 @@
 use flux::sizes::Wish;
 use serde_json::{Map, Value, json};
 
-use super::{Answer, SEEDS, exact_size, instant, seed, usable_loras};
+use super::{Answer, LONGEST_SIDE, SEEDS, exact_size, format, instant, seed, usable_loras};
 use crate::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    ask::{Acceleration, Ask, Mode, OutputSize, Previews, Source},
     clock::Millis,
     config::time,
     error::{Fault, Rule},
@@ -22,8 +22,8 @@ pub const FIELDS: [Field; 31] = [
     field("prompt", Kind::Text(100_000), "What to draw. May be left out for a variation of `image`.").default("\"\""),
     field("negative_prompt", Kind::Text(100_000), "What not to draw; counts where `true_cfg` is above 1."),
     field("size", Kind::Text(40), "Pixels as 1024x768, or a shape as 16:9."),
-    field("width", Kind::Integer(1, 14_142), "Pixels; with `height`, in the place of `size`."),
-    field("height", Kind::Integer(1, 14_142), "Pixels."),
+    field("width", Kind::Integer(1, LONGEST_SIDE as i128), "Pixels; with `height`, in the place of `size`."),
+    field("height", Kind::Integer(1, LONGEST_SIDE as i128), "Pixels."),
     field("aspect", Kind::Text(40), "The shape; the nearest of the gateway's is taken."),
     field("resolution", Kind::Text(40), "0.5K, 1K, 1.5K, 2K."),
     field("steps", Kind::Integer(1, 200), "Steps from noise to picture.").default("28"),
@@ -106,7 +106,7 @@ pub fn ask(
     let values = read(&FIELDS, body)?;
     let model = model(values.text("model").filter(|name| !name.is_empty()))?;
     let url = |name: &str| values.text(name).map(|url| Source::Url { url: url.into(), field: name.into() });
-    let prompt = values.text("prompt").unwrap_or_default().to_owned();
+    let prompt = values.the_text("prompt").to_owned();
     let given = url("image");
     let mask = url("mask");
     let strength = values.number("strength").map(|strength| strength as f32);
@@ -124,42 +124,34 @@ pub fn ask(
     };
     let after = |name: &str| values.number(name).map(|seconds| now.saturating_add((seconds * 1e3) as Millis));
     let named = |name: &'static str, error: &flux::Error| Fault::invalid(name, Rule::Other, error.to_string());
-    let text = |name: &str| values.text(name).unwrap_or_default();
     Ok(Asked {
-        priority: if text("priority") == "low" { Priority::Low } else { Priority::Normal },
+        priority: if values.the_text("priority") == "low" { Priority::Low } else { Priority::Normal },
         start_by: after("start_within"),
         finish_by: after("finish_within"),
         webhook: values.text("webhook").map(|url| Webhook { url: url.to_owned(), moments: vec![Moment::Completed] }),
-        wait: values.flag("wait").unwrap_or_default(),
+        wait: values.the_flag("wait"),
         ask: Ask {
-            model,
             mode,
             negative_prompt: values.text("negative_prompt").map(str::to_owned),
             size: size(&values, mode)?,
-            prompt,
-            steps: values.integer("steps").unwrap_or(28),
-            guidance: values.number("guidance").unwrap_or(4.5) as f32,
-            true_cfg: values.number("true_cfg").unwrap_or(1.0) as f32,
+            steps: values.the_integer("steps"),
+            guidance: values.the_number("guidance"),
+            true_cfg: values.the_number("true_cfg"),
             seed: seed(values.integer("seed"), random),
-            pictures: values.integer("pictures").unwrap_or(1),
+            pictures: values.the_integer("pictures"),
             given: given.into_iter().collect(),
             mask,
-            mask_inverted: false,
-            format: text("format").parse().map_err(|error| named("format", &error))?,
-            quality: values.integer("quality").unwrap_or(90),
-            acceleration: match text("acceleration") {
-                "regular" => Acceleration::Regular,
-                "high" => Acceleration::High,
-                _ => Acceleration::None,
-            },
-            safety: values.flag("safety").unwrap_or(true),
-            on_flagged: OnFlagged::Drop,
-            previews: Previews { count: values.integer("previews").unwrap_or_default(), full_size: false },
-            sampler: text("sampler").parse().map_err(|error| named("sampler", &error))?,
-            schedule: text("schedule").parse().map_err(|error| named("schedule", &error))?,
+            format: format(&values, "format")?,
+            quality: values.the_integer("quality"),
+            acceleration: Acceleration::named(values.text("acceleration")),
+            safety: values.the_flag("safety"),
+            previews: Previews { count: values.the_integer("previews"), full_size: false },
+            sampler: values.the_text("sampler").parse().map_err(|error| named("sampler", &error))?,
+            schedule: values.the_text("schedule").parse().map_err(|error| named("schedule", &error))?,
             loras: loras(values.get("loras"))?,
             keep_seconds: values.integer("keep").unwrap_or(KEEP),
             keep_alive_seconds: values.get("keep_alive").map(keep_alive).transpose()?,
+            ..Ask::text(model, prompt)
         },
     })
 }

@@ -2,15 +2,12 @@
 //!
 //! Sources: the gateway's page on FLUX.1 Krea \[dev\] for parameters and sizes; OpenAI's clients for shapes and errors.
 
-use flux::{
-    image_file::Format,
-    sizes::{Aspect, Tier, Wish},
-};
+use flux::sizes::{Aspect, Tier, Wish};
 use serde_json::{Map, Value, json};
 
-use super::{Answer, LONGEST_PROMPT, SEEDS, exact_size, seed};
+use super::{Answer, LONGEST_PROMPT, SEEDS, exact_size, format, seed};
 use crate::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    ask::{Acceleration, Ask, Mode, OutputSize, Previews, Source},
     error::{Fault, PictureFault, Problem, Rule, Stage},
     fields::{Field, Kind, Treatment, Values, field, read},
 };
@@ -34,15 +31,11 @@ pub const FIELDS: [Field; 30] = [
         .or(&["num_images", "num_outputs"])
         .default("1")
         .treated(Treatment::Emulated("one after the other")),
-    field(
-        "size",
-        Kind::Text(40),
-        "Pixels as 1024x768, or a shape as 16:9; goes before `aspect_ratio` and `resolution`.",
-    )
-    .treated(Treatment::Converted("size")),
+    field("size", Kind::Text(40), "Pixels as 1024x768, or a shape as 16:9; goes before `aspect_ratio`.")
+        .treated(Treatment::Converted("size")),
     field("aspect_ratio", Kind::Text(40), "The shape; the nearest of the table's rows is taken.")
         .treated(Treatment::Converted("size")),
-    field("resolution", Kind::Text(40), "Any tier; there is one, 1K.").treated(Treatment::Converted("size")),
+    field("resolution", Kind::Text(40), "").treated(Treatment::Ignored("there is one tier, 1K")),
     field("megapixels", Kind::Choice(&["1", "0.25"]), "0.25 is 512x512; counts where neither size nor shape is given.")
         .treated(Treatment::Converted("size")),
     field(
@@ -179,70 +172,46 @@ pub fn ask(
     if files.images.is_empty() && route != Route::Generations {
         return Err(missing("image"));
     }
-    let strength = number(&values, "strength");
+    let strength = values.the_number("strength");
     let mode = match (files.images.is_empty(), &files.mask) {
         (true, _) => Mode::Text,
         (false, Some(_)) => Mode::Inpaint { strength },
         (false, None) if prompt.trim().is_empty() => Mode::Redux,
         (false, None) => Mode::Image { strength },
     };
-    let format = match values.text("output_format") {
-        Some(name) => name.parse().map_err(|_| {
-            Fault::invalid("output_format", Rule::Other, format!("'{name}' is not written by this build"))
-        })?,
-        None => Format::Png,
+    let acceleration = match values.flag("go_fast") {
+        Some(true) if values.text("acceleration").is_none() => Acceleration::Regular,
+        _ => Acceleration::named(values.text("acceleration")),
     };
-    let acceleration = match (values.text("acceleration"), values.flag("go_fast")) {
-        (Some("high"), _) => Acceleration::High,
-        (Some("regular"), _) | (None, Some(true)) => Acceleration::Regular,
-        _ => Acceleration::None,
-    };
-    let stream = values.flag("stream").unwrap_or_default();
-    let asked_deliver = (values.text("response_format"), values.flag("sync_mode"));
-    let pictures = values.integer("n").unwrap_or(1);
+    let stream = values.the_flag("stream");
+    let asked_deliver = (values.the_text("response_format"), values.the_flag("sync_mode"));
+    let safety = values.flag("enable_safety_checker");
     let ask = Ask {
-        model,
         mode,
         size: size(&values, mode)?,
         negative_prompt: values.text("negative_prompt").map(str::to_owned),
-        prompt,
-        steps: values.integer("num_inference_steps").unwrap_or(28),
-        guidance: number(&values, "cfg_scale"),
-        true_cfg: number(&values, "true_cfg_scale"),
+        steps: values.the_integer("num_inference_steps"),
+        guidance: values.the_number("cfg_scale"),
+        true_cfg: values.the_number("true_cfg_scale"),
         seed: seed(values.integer("seed"), random),
-        pictures,
+        pictures: values.the_integer("n"),
         given: files.images,
         mask: files.mask,
-        mask_inverted: false,
-        format,
-        quality: values.integer("output_compression").unwrap_or(100),
+        format: format(&values, "output_format")?,
+        quality: values.the_integer("output_compression"),
         acceleration,
-        safety: values
-            .flag("enable_safety_checker")
-            .or(values.flag("disable_safety_checker").map(|disabled| !disabled))
-            .unwrap_or(true),
-        on_flagged: OnFlagged::Drop,
-        previews: Previews {
-            count: if stream { values.integer("partial_images").unwrap_or_default() } else { 0 },
-            full_size: true,
-        },
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
-        loras: Vec::new(),
+        safety: safety.or(values.flag("disable_safety_checker").map(|disabled| !disabled)).unwrap_or(true),
+        previews: Previews { count: if stream { values.the_integer("partial_images") } else { 0 }, full_size: true },
         keep_seconds: KEEP,
-        keep_alive_seconds: None,
+        ..Ask::text(model, prompt)
     };
     let deliver = match asked_deliver {
         _ if stream => Deliver::Base64,
-        (Some("b64_json"), _) => Deliver::Base64,
-        (_, Some(true)) => Deliver::DataUri,
+        ("b64_json", _) => Deliver::Base64,
+        (_, true) => Deliver::DataUri,
         _ => Deliver::Url,
     };
     Ok(Asked { ask, stream, deliver })
-}
-
-fn number(values: &Values, name: &str) -> f32 {
-    values.number(name).unwrap_or_default() as f32
 }
 
 /// The gateway's rules: what is most exact decides; an edit with neither size nor shape keeps its picture's size.
@@ -284,10 +253,10 @@ pub struct Common {
 }
 
 impl Common {
-    fn usage(&self, images: usize) -> Value {
+    fn usage(&self) -> Value {
         json!({
             "total_tokens": self.tokens, "input_tokens": self.tokens, "output_tokens": 0,
-            "input_tokens_details": {"text_tokens": self.tokens, "image_tokens": images},
+            "input_tokens_details": {"text_tokens": self.tokens, "image_tokens": 0},
             "output_tokens_details": {"text_tokens": 0, "image_tokens": 0},
         })
     }
@@ -322,7 +291,7 @@ pub fn answer(common: &Common, prompt: &str, pictures: &[Shown]) -> Value {
     let mut answer = common.fields();
     answer.insert("created".into(), json!(common.created));
     answer.insert("data".into(), json!(data));
-    answer.insert("usage".into(), common.usage(0));
+    answer.insert("usage".into(), common.usage());
     Value::Object(answer)
 }
 
@@ -336,10 +305,12 @@ pub fn event(route: Route, common: &Common, base64: &str, partial: Option<u32>, 
     data.insert("type".into(), json!(name));
     data.insert("b64_json".into(), json!(base64));
     data.insert("created_at".into(), json!(common.created));
-    match partial {
-        Some(index) => data.insert("partial_image_index".into(), json!(index)),
-        None => data.insert("usage".into(), common.usage(0)).or_else(|| data.insert("seed".into(), json!(seed))),
-    };
+    if let Some(index) = partial {
+        data.insert("partial_image_index".into(), json!(index));
+    } else {
+        data.insert("usage".into(), common.usage());
+        data.insert("seed".into(), json!(seed));
+    }
     (name, Value::Object(data))
 }
 
@@ -408,6 +379,8 @@ pub fn model(name: &str, created: i64) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use flux::image_file::Format;
+
     use super::*;
     use crate::{blobs::BlobId, fields::bad_defaults};
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Answer, LONGEST_PROMPT, SEEDS, instant, number, object, seed};
+use super::{Answer, LONGEST_PROMPT, SEEDS, format, instant, number, object, seed};
 use crate::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    ask::{Acceleration, Ask, Mode, OutputSize, Source},
     error::{Fault, Problem, Rule, Stage},
     fields::{Field, Kind, Treatment, field, read},
     job::{JobView, Moment, Outcome, State, Webhook},
@@ -88,46 +88,30 @@ pub const FIELDS: [Field; 13] = [
 pub fn ask(model: String, input: &Value, random: u32) -> Result<Ask, Fault> {
     let values = object(input).and_then(|input| read(&FIELDS, input)).map_err(in_input)?;
     let image = values.text("image").map(|url| Source::Url { url: url.into(), field: "input.image".into() });
-    let aspect = values.text("aspect_ratio").unwrap_or("1:1");
+    let aspect = values.the_text("aspect_ratio");
     let (_, width, height) = SHAPES.into_iter().find(|(name, ..)| *name == aspect).unwrap_or(SHAPES[0]);
-    let divisor = if values.text("megapixels") == Some("0.25") { 2 } else { 1 };
-    let decimal = |name, otherwise: f32| values.number(name).map_or(otherwise, |number| number as f32);
-    let fast = values.flag("go_fast").unwrap_or(true) && image.is_none();
+    let divisor = if values.the_text("megapixels") == "0.25" { 2 } else { 1 };
+    let fast = values.the_flag("go_fast") && image.is_none();
     Ok(Ask {
-        model,
         mode: match image {
-            Some(_) => Mode::Image { strength: decimal("prompt_strength", 0.8) },
+            Some(_) => Mode::Image { strength: values.the_number("prompt_strength") },
             None => Mode::Text,
         },
-        prompt: values.text("prompt").unwrap_or_default().into(),
-        negative_prompt: None,
         size: match image {
             Some(_) => OutputSize::Follow { most: 1440, multiple: 16 },
             None => OutputSize::Exact { width: width / divisor, height: height / divisor },
         },
-        steps: values.integer("num_inference_steps").unwrap_or(28),
-        guidance: decimal("guidance", 3.0),
-        true_cfg: 1.0,
+        steps: values.the_integer("num_inference_steps"),
+        guidance: values.the_number("guidance"),
         seed: seed(values.integer("seed"), random),
-        pictures: values.integer("num_outputs").unwrap_or(1),
+        pictures: values.the_integer("num_outputs"),
         given: image.into_iter().collect(),
-        mask: None,
-        mask_inverted: false,
-        format: match values.text("output_format") {
-            Some("png") => flux::image_file::Format::Png,
-            Some("jpg") => flux::image_file::Format::Jpeg,
-            _ => flux::image_file::Format::Webp,
-        },
-        quality: values.integer("output_quality").unwrap_or(80),
+        format: format(&values, "output_format").map_err(in_input)?,
+        quality: values.the_integer("output_quality"),
         acceleration: if fast { Acceleration::Regular } else { Acceleration::None },
-        safety: !values.flag("disable_safety_checker").unwrap_or(false),
-        on_flagged: OnFlagged::Drop,
-        previews: Previews::default(),
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
-        loras: Vec::new(),
+        safety: !values.the_flag("disable_safety_checker"),
         keep_seconds: KEEP_SECONDS,
-        keep_alive_seconds: None,
+        ..Ask::text(model, values.the_text("prompt"))
     })
 }
 

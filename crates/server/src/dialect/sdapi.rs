@@ -5,9 +5,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Answer, exact_size, seed, usable_loras};
+use super::{Answer, LONGEST_SIDE, exact_size, seed, usable_loras};
 use crate::{
-    ask::{Acceleration, Ask, Mode, OnFlagged, Previews, Source},
+    ask::{Ask, Mode, OnFlagged, Previews, Source},
     error::{Fault, Rule},
     fields::{Field, Kind, Treatment, Values, field, read},
     job::JobView,
@@ -25,8 +25,8 @@ pub const FIELDS: [Field; 22] = [
         .default("\"\""),
     field("negative_prompt", Kind::Text(100_000), "")
         .treated(Treatment::Ignored("a distilled model has no use for it")),
-    field("width", Kind::Integer(1, 14_142), "Pixels.").default("512"),
-    field("height", Kind::Integer(1, 14_142), "Pixels.").default("512"),
+    field("width", Kind::Integer(1, LONGEST_SIDE as i128), "Pixels.").default("512"),
+    field("height", Kind::Integer(1, LONGEST_SIDE as i128), "Pixels.").default("512"),
     field("steps", Kind::Integer(1, 150), "More than 50 are 50.").default("28").treated(Treatment::Converted("steps")),
     field("seed", Kind::Integer(-1, u64::MAX as i128), "-1: one is chosen.").default("-1"),
     field("batch_size", Kind::Integer(1, 64), "Times `n_iter` pictures, one after the other.")
@@ -43,9 +43,7 @@ pub const FIELDS: [Field; 22] = [
     field("init_images", Kind::Any, "Base64 or data URIs; the first is used.").treated(Treatment::Renamed("image")),
     field("mask", Kind::Picture, "Base64 or a data URI; white is made anew."),
     field("inpainting_mask_invert", Kind::Any, "1: black is made anew."),
-    field("sampler_name", Kind::Any, "")
-        .or(&["sampler_index"])
-        .treated(Treatment::Converted("Euler, whatever is named")),
+    field("sampler_name", Kind::Any, "").or(&["sampler_index"]).treated(Treatment::Ignored("Euler, whatever is named")),
     field("scheduler", Kind::Any, "").treated(Treatment::Ignored("FLUX.1's own schedule")),
     field("override_settings", Kind::Any, "`sd_model_checkpoint` names the model.")
         .treated(Treatment::Converted("model")),
@@ -80,42 +78,32 @@ pub fn ask(
     // What `options` tells is the title, which front ends send back.
     let model = model(named.filter(|name| !name.is_empty()).and_then(|title| title.split_whitespace().next()))?;
     let (mode, given, mask) = if from_picture { pictures(&values)? } else { (Mode::Text, Vec::new(), None) };
-    let integer = |name: &str| values.integer::<u32>(name).unwrap_or(1);
-    let count = integer("batch_size").saturating_mul(integer("n_iter"));
+    let count = values.the_integer::<u32>("batch_size").saturating_mul(values.the_integer("n_iter"));
     if count > MOST_PICTURES {
         let message = format!("times n_iter has to be at most {MOST_PICTURES}");
         return Err(Fault::invalid("batch_size", Rule::AtMost(f64::from(MOST_PICTURES)), message));
     }
-    let (prompt, loras) = split_loras(values.text("prompt").unwrap_or_default());
+    let (prompt, loras) = split_loras(values.the_text("prompt"));
     let loras = usable_loras("prompt", loras)?;
     let ask = Ask {
-        model,
         mode,
-        prompt,
-        negative_prompt: None,
-        size: exact_size("width", integer("width"), integer("height"))?,
-        steps: integer("steps").min(50),
-        guidance: values.number("distilled_cfg_scale").unwrap_or(4.5) as f32,
-        true_cfg: 1.0,
+        size: exact_size("width", values.the_integer("width"), values.the_integer("height"))?,
+        steps: values.the_integer::<u32>("steps").min(50),
+        guidance: values.the_number("distilled_cfg_scale"),
         seed: seed(values.integer("seed"), random),
         pictures: count,
         given,
         mask_inverted: mask.is_some() && values.get("inpainting_mask_invert").is_some_and(is_on),
         mask,
-        format: flux::image_file::Format::Png,
         quality: 100,
-        acceleration: Acceleration::None,
-        // It has no parameter for it; black pictures are what its own filter gives.
-        safety: true,
+        // It has no parameter for the gate; black pictures are what its own filter gives.
         on_flagged: OnFlagged::Black,
         previews: Previews { count: 6, full_size: false },
-        sampler: flux::sampler::Sampler::default(),
-        schedule: flux::schedule::ScheduleKind::default(),
         loras,
         keep_seconds: KEEP,
-        keep_alive_seconds: None,
+        ..Ask::text(model, prompt)
     };
-    Ok(Asked { ask, send_images: values.flag("send_images").unwrap_or(true) })
+    Ok(Asked { ask, send_images: values.the_flag("send_images") })
 }
 
 fn pictures(values: &Values) -> Result<(Mode, Vec<Source>, Option<Source>), Fault> {
@@ -123,7 +111,7 @@ fn pictures(values: &Values) -> Result<(Mode, Vec<Source>, Option<Source>), Faul
     let Some(first) = first else {
         return Err(Fault::invalid("init_images", Rule::Missing, "has to hold a picture"));
     };
-    let strength = values.number("denoising_strength").unwrap_or(0.75) as f32;
+    let strength = values.the_number("denoising_strength");
     let mask = values.text("mask").filter(|mask| !mask.is_empty()).map(|mask| source(mask, "mask"));
     let mode = if mask.is_some() { Mode::Inpaint { strength } } else { Mode::Image { strength } };
     Ok((mode, vec![source(first, "init_images")], mask))

@@ -33,7 +33,7 @@ use crate::{
         Answer, ascii_json,
         fal::{self, App, Door},
     },
-    error::{Fault, Rule},
+    error::Fault,
     guard::{self, PublicUrl},
     job::{Dialect, JobId, JobView, Moment, NewJob, Priority, State as JobState, Webhook},
     jobs::{Cancelling, Hold},
@@ -280,15 +280,9 @@ async fn submit(
     body: &[u8],
 ) -> Response<Body> {
     let Some((app, model)) = served(server, path) else { return respond(&fal::no_app(path)) };
-    let webhook = match webhook {
-        Some(url) if url.starts_with("https://") || url.starts_with("http://") => {
-            Some(Webhook { url: url.to_owned(), moments: vec![Moment::Completed] })
-        }
-        None => None,
-        Some(_) => return refused(&Fault::invalid("fal_webhook", Rule::Other, "has to be an http or https URL")),
-    };
-    if let Some(Err(why)) = webhook.as_ref().map(|webhook| server.fetcher.may_tell(&webhook.url)) {
-        return refused(&Fault::invalid("fal_webhook", Rule::Other, why));
+    let webhook = webhook.map(|url| Webhook { url: url.to_owned(), moments: vec![Moment::Completed] });
+    if let Err(fault) = server.may_tell("fal_webhook", webhook.as_ref()) {
+        return refused(&fault);
     }
     let app = App { door: Door::Run, ..app };
     let new = NewJob { only_while_held: false, webhook, ..new_job(&app, model, caller, headers, body) };

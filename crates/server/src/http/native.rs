@@ -18,7 +18,7 @@ use crate::{
     blobs::Purpose,
     clock::now,
     dialect::{Answer, instant, native},
-    error::{Fault, Rule, Stage},
+    error::{Fault, Stage},
     guard::PublicUrl,
     job::{Dialect, JobId, JobView, Made, NewJob},
     server::Server,
@@ -73,9 +73,7 @@ async fn submit(
 ) -> Response<Body> {
     let submitted = async {
         let asked = native::ask(&object(&body)?, &|name| server.model(name), random_seed(), now())?;
-        if let Some(Err(why)) = asked.webhook.as_ref().map(|webhook| server.fetcher.may_tell(&webhook.url)) {
-            return Err(Fault::invalid("webhook", Rule::Other, why));
-        }
+        server.may_tell("webhook", asked.webhook.as_ref())?;
         let new = NewJob {
             priority: asked.priority,
             idempotency_key: text(&headers, "idempotency-key").map(str::to_owned),

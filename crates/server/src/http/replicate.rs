@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use super::{object, random, random_seed, respond, text, whole, wish};
 use crate::{
     auth::Caller,
-    clock::{Millis, now},
+    clock::{after, now},
     config::VendorOutput,
     dialect::{Answer, fal::data_uri, replicate, shortened},
     error::{Fault, Rule},
@@ -159,14 +159,12 @@ async fn create(
     let input = body.get("input").cloned().unwrap_or(Value::Null);
     let wait = replicate::wait(text(headers, "prefer"));
     let webhook = replicate::webhook(&body)?;
-    if let Some(Err(why)) = webhook.as_ref().map(|webhook| server.fetcher.may_tell(&webhook.url)) {
-        return Err(Fault::invalid("webhook", Rule::Other, why));
-    }
+    server.may_tell("webhook", webhook.as_ref())?;
     let time = replicate::cancel_after(text(headers, "cancel-after"))?;
     let new = NewJob {
         raw: shortened(&input),
         idempotency_key: text(headers, "idempotency-key").map(str::to_owned),
-        finish_by: time.map(|time| now() + Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX / 2)),
+        finish_by: time.map(after),
         webhook,
         secret: Some(hex(&random::<20>())),
         ..NewJob::new(Dialect::Replicate, &caller.owner, name, Ok(replicate::ask(model, &input, random_seed())?))

@@ -14,7 +14,7 @@ use super::{All, Live, Prepare, Run, Settings, Shared, Shown, Submitting, Taken}
 use crate::{
     ask::{Ask, Source},
     blobs::{BlobId, Draft},
-    clock::{Millis, now},
+    clock::{Millis, after, now},
     error::Fault,
     job::{JobId, JobView, Moment, Outcome, State},
     owner::Owner,
@@ -338,9 +338,9 @@ pub(super) async fn keep_time(shared: Weak<Shared>) {
     loop {
         let Some(strong) = shared.upgrade().filter(|shared| !shared.lock().closed) else { return };
         if now() >= prune_at {
-            prune_at = now() + PRUNED_EVERY.as_millis() as Millis;
+            prune_at = after(PRUNED_EVERY);
             let Settings { keep, most, .. } = strong.settings;
-            let before = now() - Millis::try_from(keep.as_millis()).unwrap_or(Millis::MAX);
+            let before = now().saturating_sub(Millis::try_from(keep.as_millis()).unwrap_or(Millis::MAX));
             let prune = move |connection: &_| records::prune(connection, before, most).map(drop);
             strong.journal.write_then(prune, drop);
         }
