@@ -35,7 +35,7 @@ pub const FIELDS: [Field; 30] = [
         .treated(Treatment::Converted("size")),
     field("aspect_ratio", Kind::Text(40), "The shape; the nearest of the table's rows is taken.")
         .treated(Treatment::Converted("size")),
-    field("resolution", Kind::Text(40), "").treated(Treatment::Ignored("there is one tier, 1K")),
+    field("resolution", Kind::Text(40), "Any tier is mapped to the one there is.").treated(Treatment::Converted("1K")),
     field("megapixels", Kind::Choice(&["1", "0.25"]), "0.25 is 512x512; counts where neither size nor shape is given.")
         .treated(Treatment::Converted("size")),
     field(
