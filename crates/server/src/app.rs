@@ -1,4 +1,4 @@
-//! All routes in one table, and those that are about the server itself.
+//! The dialects' routes put together, and those that are about the server itself.
 
 use axum::{
     Router,

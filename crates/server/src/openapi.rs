@@ -51,7 +51,7 @@ const REPLICATE: &str = "Replicate";
 const SDAPI: &str = "AUTOMATIC1111";
 const NATIVE: &str = "darkroom";
 
-/// All routes that a client may want; other mounts of the same are in `docs/serving.md`.
+/// All routes, under their canonical paths; other mounts of the same are in `docs/serving.md`.
 const OPERATIONS: &[Operation] = &[
     operation("post", "/v1/images/generations", OPENAI, "Pictures from a prompt", Body::Json(&openai::FIELDS)),
     operation(
@@ -130,8 +130,19 @@ const OPERATIONS: &[Operation] = &[
     ),
     operation("put", "/fal/queue/fal-ai/flux/requests/{id}/cancel", FAL, "Stop it", Body::None),
     operation("post", "/fal/rest/storage/upload/initiate", FAL, "A place to put a file", Body::Anything),
+    operation("post", "/fal/rest/storage/upload/initiate-multipart", FAL, "The same, for parts", Body::Anything),
+    operation("put", "/fal/cdn/put/{token}/{id}/{name}", FAL, "The file, at the place that was given", Body::Bytes),
+    operation("put", "/fal/cdn/put/{token}/{id}/{name}/{part}", FAL, "A part of it", Body::Bytes),
+    operation("post", "/fal/cdn/put/{token}/{id}/{name}/complete", FAL, "All parts are there", Body::Anything),
     operation("post", "/fal/rest/storage/auth/token", FAL, "A token for the CDN", Body::Anything),
     operation("post", "/fal/cdn/files/upload", FAL, "A file", Body::Bytes),
+    operation("post", "/fal/cdn/files/upload/multipart", FAL, "A place to put the parts of a file", Body::None),
+    operation("put", "/files/{id}/{name}/multipart/{token}/{part}", FAL, "A part", Body::Bytes),
+    operation("post", "/files/{id}/{name}/multipart/{token}/complete", FAL, "All parts are there", Body::Anything),
+    operation("post", "/fal/rest/tokens", FAL, "A token for web sockets and streams", Body::Anything),
+    operation("get", "/fal/run/fal-ai/flux/krea/realtime", FAL, "A web socket: a message for each picture", Body::None),
+    operation("post", "/fal/proxy", FAL, "What `x-fal-target-url` names, for pages that use a proxy", Body::Anything),
+    operation("get", "/fal/rest/.well-known/jwks.json", FAL, "The key that webhooks are signed with", Body::None),
     operation("get", "/.well-known/jwks.json", FAL, "The key that webhooks are signed with", Body::None),
     operation("post", "/v1/predictions", REPLICATE, "A prediction by version", Body::Input(&replicate::FIELDS)),
     operation(
@@ -153,6 +164,11 @@ const OPERATIONS: &[Operation] = &[
     operation("post", "/v1/predictions/{id}/cancel", REPLICATE, "Stop it", Body::None),
     operation("get", "/v1/models/{owner}/{name}", REPLICATE, "A model", Body::None),
     operation("get", "/v1/models/{owner}/{name}/versions", REPLICATE, "Its versions", Body::None),
+    operation("get", "/v1/models/{owner}/{name}/versions/{version}", REPLICATE, "One of them", Body::None),
+    operation("get", "/v1/models/{owner}/{name}/readme", REPLICATE, "What it is, as Markdown", Body::None),
+    operation("get", "/v1/models/{owner}/{name}/examples", REPLICATE, "There are none", Body::None),
+    operation("get", "/v1/collections", REPLICATE, "There are none", Body::None),
+    operation("get", "/v1/trainings", REPLICATE, "There are none", Body::None),
     operation("get", "/v1/deployments", REPLICATE, "Deployments: each model is one", Body::None),
     operation("get", "/v1/deployments/{owner}/{name}", REPLICATE, "A deployment", Body::None),
     operation("get", "/v1/search", REPLICATE, "Models by words of their names", Body::None),
@@ -167,6 +183,9 @@ const OPERATIONS: &[Operation] = &[
     operation("post", "/sdapi/v1/img2img", SDAPI, "Pictures from a picture", Body::Json(&sdapi::FIELDS)),
     operation("get", "/sdapi/v1/progress", SDAPI, "How far it is", Body::None),
     operation("post", "/sdapi/v1/interrupt", SDAPI, "Stop it", Body::None),
+    operation("post", "/sdapi/v1/skip", SDAPI, "The same", Body::None),
+    operation("get", "/sdapi/v1/loras", SDAPI, "LoRAs of the operator's folder", Body::None),
+    operation("get", "/sdapi/v1/{list}", SDAPI, "Other lists that front ends ask for, most of them empty", Body::None),
     operation("get", "/sdapi/v1/options", SDAPI, "Options", Body::None),
     operation("get", "/sdapi/v1/sd-models", SDAPI, "Models", Body::None),
     operation("get", "/sdapi/v1/samplers", SDAPI, "Samplers", Body::None),
@@ -175,8 +194,16 @@ const OPERATIONS: &[Operation] = &[
     operation("get", "/api/v1/jobs", NATIVE, "Jobs, the newest first", Body::None),
     operation("get", "/api/v1/jobs/{id}", NATIVE, "One job", Body::None),
     operation("delete", "/api/v1/jobs/{id}", NATIVE, "Stop it", Body::None),
+    operation("post", "/api/v1/jobs/{id}/cancel", NATIVE, "The same", Body::None),
     operation("get", "/api/v1/jobs/{id}/events", NATIVE, "Its changes and previews, as events", Body::None),
     operation("get", "/api/v1/models", NATIVE, "Models and whether they are in memory", Body::None),
+    operation(
+        "get",
+        "/files/{token}/{name}",
+        NATIVE,
+        "A picture or an upload, for whoever has its address",
+        Body::None,
+    ),
     operation("post", "/api/v1/admin/reload", NATIVE, "Read the configuration again", Body::None),
     operation(
         "post",
@@ -193,6 +220,8 @@ const OPERATIONS: &[Operation] = &[
     operation("get", "/healthz", NATIVE, "Whether the process is alive", Body::None),
     operation("get", "/readyz", NATIVE, "Whether it takes work", Body::None),
     operation("get", "/metrics", NATIVE, "Numbers for Prometheus", Body::None),
+    operation("get", "/openapi.json", NATIVE, "This list for programs", Body::None),
+    operation("get", "/docs", NATIVE, "This list as a page", Body::None),
 ];
 
 /// The OpenAPI document.
@@ -441,6 +470,31 @@ mod tests {
     fn the_documents_in_the_tree_are_the_programs() {
         same("openapi.json", &format!("{:#}\n", document()));
         same("parameters.md", &parameters());
+    }
+
+    /// Every route of a router is here, but for second names and those that lead to several operations.
+    #[test]
+    fn no_route_is_left_out() {
+        const ELSEWHERE: [&str; 5] =
+            ["/fal/run/{*path}", "/fal/queue/{*path}", "/fal/rest/tokens/", "/health", "/files/{token}"];
+        let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut folders = vec![here.join("http"), here.join("http/fal"), here.join("http/replicate")];
+        let mut files = vec![here.join("app.rs"), here.join("files.rs")];
+        while let Some(folder) = folders.pop() {
+            let inside = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path());
+            files.extend(inside.filter(|path| path.extension().is_some_and(|ending| ending == "rs")));
+        }
+        let mut routes = 0;
+        for file in files {
+            let source = std::fs::read_to_string(&file).unwrap();
+            for route in source.split(".route(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"')) {
+                let path = route.split('"').next().unwrap();
+                routes += 1;
+                let known = OPERATIONS.iter().any(|operation| operation.path == path) || ELSEWHERE.contains(&path);
+                assert!(known, "{path} of {} is not in the list of operations", file.display());
+            }
+        }
+        assert!(routes > 60, "{routes} routes were found");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Carries out what the queue decides: the journal, the worker, those who fetch and those who look.
 //!
 //! Everything here happens under one lock and is quick; what takes time (the disk, the network) is sent away and comes back as an
-//! event. Functions that end in "Called on the journal's thread" are such answers.
+//! event: functions whose documentation begins with "Called on the journal's thread".
 
 use std::{
     sync::{Arc, MutexGuard, PoisonError, Weak, atomic::Ordering},
