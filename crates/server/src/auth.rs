@@ -244,14 +244,25 @@ impl Auth {
         format!("{TOKEN}{said}.{seal}")
     }
 
-    /// Whose token it is, if it is one of ours, for this use, and not over.
+    /// Whose token it is, if it is one of ours, for this use, not over, and its key is still in force: see [`Auth::still`].
     pub fn redeem(&self, token: &str, good_for: Use) -> Option<Caller> {
         let (said, seal) = token.strip_prefix(TOKEN)?.split_once('.')?;
         let seal = BASE64_URL_SAFE_NO_PAD.decode(seal).ok()?;
         self.sealed(said).verify_slice(&seal).ok()?;
         let said: Token = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(said).ok()?).ok()?;
         let good = said.good_for == good_for && said.until > now();
-        good.then_some(Caller { owner: said.owner, scope: said.scope, limits: said.limits, key: said.key })
+        let said = Caller { owner: said.owner, scope: said.scope, limits: said.limits, key: said.key };
+        self.still(&said).filter(|_| good)
+    }
+
+    /// Who asked a while ago, as its key is now; `None` if that was revoked, or if there are keys and it had none.
+    pub fn still(&self, caller: &Caller) -> Option<Caller> {
+        let Some(name) = &caller.key else { return (!self.has_keys()).then(|| caller.clone()) };
+        let stored = self.0.stored.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.0.given.iter().chain(stored.iter()).filter(|known| !known.revoked);
+        let now = known.map(|known| &known.caller).find(|now| now.key.as_ref() == Some(name))?;
+        let same = now.owner == caller.owner;
+        same.then(|| Caller { scope: caller.scope.min(now.scope), ..now.clone() })
     }
 
     fn sealed(&self, said: &str) -> Hmac<Sha256> {
@@ -555,8 +566,15 @@ mod tests {
         let raw = std::fs::read(folder.path().join("darkroom.sqlite")).unwrap();
         assert!(!raw.windows(key.len()).any(|window| window == key.as_bytes()), "the key itself is nowhere");
 
+        let before = auth.mint(&Caller::anyone(), Use::Upload, Duration::from_mins(1));
+        assert!(auth.redeem(&before, Use::Upload).is_some(), "the server is open");
         auth.read_again().unwrap();
+        assert!(auth.redeem(&before, Use::Upload).is_none(), "a token of nobody's on a server with keys");
         let caller = asks(&auth, &format!("Bearer {key}")).unwrap();
+        let token = auth.mint(&caller, Use::Realtime, Duration::from_mins(1));
+        assert_eq!(auth.redeem(&token, Use::Realtime).map(|caller| caller.limits), Some(limits));
+        let other = Caller { owner: Owner("you".into()), ..caller.clone() };
+        assert!(auth.redeem(&auth.mint(&other, Use::Realtime, Duration::from_mins(1)), Use::Realtime).is_none());
         assert_eq!((&*caller.owner.0, caller.scope, caller.limits), ("me", Scope::Generate, limits));
         assert!(caller.may(Scope::Read).is_ok() && caller.may(Scope::Admin).is_err());
         let listed = table.list().unwrap();
@@ -570,6 +588,8 @@ mod tests {
             Err(Fault::Unauthenticated),
             "and the server is not open now"
         );
+        assert!(auth.redeem(&token, Use::Realtime).is_none(), "what was made with it ends with it");
+        assert!(auth.still(&caller).is_none());
     }
 
     #[test]

@@ -1,18 +1,8 @@
 //! A picture that is refused or held is not downloadable by any route, until a person lets it pass.
 
-use std::process::Stdio;
-
 use serde_json::json;
 
-use crate::up::{DARKROOM, Up, program};
-
-/// A key of this scope and owner.
-fn key(folder: &tempfile::TempDir, name: &str, scope: &str) -> String {
-    let mut command = program(DARKROOM, folder.path());
-    command.args(["keys", "add", name, "--scope", scope]).stderr(Stdio::null());
-    let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
-    said.split_whitespace().find(|word| word.starts_with("dr")).unwrap_or_else(|| panic!("no key: {said}")).to_owned()
-}
+use crate::up::{Up, key};
 
 /// Everything is above such a threshold.
 const STRICT: [&str; 4] = ["--set", "safety.threshold=0.000000001", "--set", "safety.optional=false"];
@@ -20,8 +10,11 @@ const STRICT: [&str; 4] = ["--set", "safety.threshold=0.000000001", "--set", "sa
 #[test]
 fn what_waits_for_a_person_is_seen_by_reviewers_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let (user, other, admin) =
-        (key(&folder, "user", "generate"), key(&folder, "other", "generate"), key(&folder, "boss", "admin"));
+    let (user, other, admin) = (
+        key(&folder, "user", &["--scope", "generate"]),
+        key(&folder, "other", &["--scope", "generate"]),
+        key(&folder, "boss", &["--scope", "admin"]),
+    );
     let mut up = Up::start_in(folder, &[&STRICT[..], &["--set", "safety.hold=1h"]].concat());
     let bearer = |key: &str| format!("Bearer {key}");
     let (user, other, admin) = (bearer(&user), bearer(&other), bearer(&admin));

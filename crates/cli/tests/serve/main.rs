@@ -1,5 +1,5 @@
 //! `darkroom serve` as a process: attacks on every dialect, pictures that wait for a person, a configuration that changes, a
-//! disk that is full.
+//! disk that is full, web sockets.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -8,4 +8,5 @@ mod attacks;
 mod disk;
 mod held;
 mod live;
+mod realtime;
 mod up;

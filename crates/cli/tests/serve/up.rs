@@ -57,6 +57,14 @@ pub(crate) fn program(name: &str, folder: &Path) -> Command {
     command
 }
 
+/// A new key of a server that will run, or runs, in this folder.
+pub(crate) fn key(folder: &TempDir, name: &str, flags: &[&str]) -> String {
+    let mut command = program(DARKROOM, folder.path());
+    command.args(["keys", "add", name]).args(flags).stderr(Stdio::null());
+    let said = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    said.split_whitespace().find(|word| word.starts_with("dr")).unwrap_or_else(|| panic!("no key: {said}")).to_owned()
+}
+
 impl Up {
     pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), args)

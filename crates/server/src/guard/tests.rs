@@ -159,7 +159,8 @@ async fn a_key_is_asked_for_where_the_url_is_none() {
     assert!(body["owner"].as_str().unwrap().starts_with("given-"), "{body}");
 
     let auth = Auth::new(&[Secret("right-key".into())], None, [3; 32]).unwrap();
-    let caller = Caller { key: Some("k".into()), ..Caller::anyone() };
+    let named = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static("right-key"))]);
+    let caller = auth.caller(&named).unwrap();
     let token = auth.mint(&caller, Use::Realtime, Duration::from_mins(1));
     for (path, status) in [
         ("/fal-ai/flux/krea/realtime", 200),

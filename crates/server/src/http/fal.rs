@@ -17,7 +17,7 @@ use axum::{
         ws::{WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri},
-    response::{IntoResponse, sse::Event},
+    response::sse::Event,
     routing::{any, post},
 };
 use futures_util::{StreamExt, stream};
@@ -149,13 +149,7 @@ async fn run(
     if app.door == Door::Realtime {
         let waiting = wish(&query, "max_buffering").and_then(|most| most.parse().ok());
         let waiting = waiting.unwrap_or(realtime::USUALLY_WAITING);
-        return match socket {
-            Ok(socket) => {
-                let talk = realtime::Talk { server, caller, app, model, waiting };
-                socket.max_message_size(realtime::LONGEST).on_upgrade(move |socket| talk.serve(socket)).into_response()
-            }
-            Err(_) => respond(&Answer::new(426, json!({"detail": "this path takes web sockets only"}))),
-        };
+        return realtime::Talk { server, caller, app, model, waiting }.open(socket);
     }
     if method != Method::POST {
         return wrong_method();

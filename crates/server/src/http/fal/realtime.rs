@@ -3,21 +3,29 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use axum::{
+    body::Body,
+    extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code, rejection::WebSocketUpgradeRejection},
+    http::Response,
+    response::IntoResponse,
+};
 use serde_json::{Value, json};
 
-use super::output_as;
+use super::{output_as, refused};
 use crate::{
-    auth::Caller,
-    dialect::fal::{self, App},
+    auth::{Caller, Scope},
+    dialect::{
+        Answer,
+        fal::{self, App},
+    },
     error::{Fault, Rule},
-    http::random_seed,
+    http::{random_seed, respond},
     job::{Dialect, NewJob},
     server::Server,
 };
 
 /// The longest message, bytes: pictures come as data URIs.
-pub(super) const LONGEST: usize = 64 << 20;
+const LONGEST: usize = 64 << 20;
 
 /// Requests that wait where the client says nothing about it.
 pub(super) const USUALLY_WAITING: usize = 16;
@@ -49,8 +57,19 @@ enum Next {
 }
 
 impl Talk {
+    /// The answer to whoever asks for a connection. It is a `GET`, and makes pictures: a key has to be good for that.
+    pub(super) fn open(self, socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>) -> Response<Body> {
+        if let Err(fault) = self.caller.may(Scope::Generate) {
+            return refused(&fault);
+        }
+        match socket {
+            Ok(socket) => socket.max_message_size(LONGEST).on_upgrade(move |socket| self.serve(socket)).into_response(),
+            Err(_) => respond(&Answer::new(426, json!({"detail": "this path takes web sockets only"}))),
+        }
+    }
+
     /// Answers until the client goes or is silent.
-    pub(super) async fn serve(self, mut socket: WebSocket) {
+    async fn serve(self, mut socket: WebSocket) {
         let mut waiting = VecDeque::new();
         loop {
             let next = if let Some(next) = waiting.pop_front() {
@@ -76,6 +95,11 @@ impl Talk {
             if socket.send(reply).await.is_err() {
                 return;
             }
+            if self.server.auth.still(&self.caller).is_none() {
+                let frame = CloseFrame { code: close_code::POLICY, reason: "the key was revoked".into() };
+                let _ = socket.send(Message::Close(Some(frame))).await;
+                return;
+            }
         }
     }
 
@@ -89,6 +113,12 @@ impl Talk {
                     Ok(output) => Message::Binary(rmp_serde::to_vec_named(&output).unwrap_or_default().into()),
                     Err(fault @ (Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. })) => {
                         Message::Text(error("INVALID_REQUEST", &fault.to_string()).into())
+                    }
+                    Err(fault @ Fault::Full { .. }) => {
+                        Message::Text(error("TOO_MANY_REQUESTS", &fault.to_string()).into())
+                    }
+                    Err(fault @ (Fault::Unauthenticated | Fault::Forbidden(_))) => {
+                        Message::Text(error("UNAUTHORIZED", &fault.to_string()).into())
                     }
                     Err(fault) => Message::Text(error("INTERNAL_ERROR", &fault.to_string()).into()),
                 }),
@@ -105,15 +135,19 @@ impl Talk {
         }
     }
 
+    /// One request. The key may have been revoked since the connection began, and each request counts against its limits.
     async fn make(&self, input: &Value) -> Result<Value, Fault> {
+        let caller = self.server.auth.still(&self.caller).ok_or(Fault::Unauthenticated)?;
+        caller.may(Scope::Generate)?;
+        let _admitted = self.server.auth.admit(&caller)?;
         let ask = fal::ask(&self.app, self.model.clone(), input, random_seed(), KEEP_SECONDS)?;
         let new = NewJob {
             raw: fal::kept(input),
             only_while_held: true,
-            ..NewJob::new(Dialect::Fal, &self.caller.owner, &self.app.endpoint, Ok(ask))
+            ..NewJob::new(Dialect::Fal, &caller.owner, &self.app.endpoint, Ok(ask))
         };
         let jobs = &self.server.jobs;
-        let job = self.server.submit(&self.caller, new).await?;
+        let job = self.server.submit(&caller, new).await?;
         let _hold = jobs.hold(&job.id);
         let gone = || Fault::Failed("the job is not known any more".into());
         let job = jobs.wait(&job.id).await.ok_or_else(gone)?;
