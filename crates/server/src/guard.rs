@@ -6,6 +6,7 @@
 
 mod body;
 mod origin;
+mod room;
 mod route;
 
 use std::{
@@ -24,12 +25,17 @@ use axum::{
 use futures_util::FutureExt;
 use http_body_util::{BodyExt, LengthLimitError};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::ServiceExt;
 use tracing::Instrument;
 
-pub use self::route::{dialect, reroute};
-use self::{body::Bounded, origin::Origins};
+use self::{
+    body::{Bounded, Holding},
+    origin::Origins,
+};
+pub use self::{
+    room::{Room, Seat, Taken},
+    route::{dialect, reroute},
+};
 use crate::{
     auth::{Admitted, Auth, Caller, Scope, Use},
     config::Config,
@@ -58,15 +64,14 @@ struct Rules {
     hosts: Vec<String>,
     auth: Auth,
     metrics: Metrics,
-    /// KiB of bodies that may be on their way in.
-    bodies: Arc<Semaphore>,
+    room: Room,
 }
 
 /// The longest path with its query.
 const LONGEST_PATH: usize = 16 * 1024;
 
-/// Bodies up to this are not counted against all bodies together.
-const SMALL: u64 = 256 * 1024;
+/// The longest body where nobody reads one.
+const UNREAD: u64 = 64 * 1024;
 
 /// Hosts of the vendors, for programs that were brought here by DNS and a certificate.
 const VENDORS: [&str; 9] = [
@@ -89,9 +94,13 @@ impl Guard {
         let own = config.allowed_hosts.iter().map(|host| host_of(host).to_ascii_lowercase());
         let hosts = own.chain(public_host).chain(VENDORS.map(str::to_owned)).collect();
         let origins = Origins::new(&config.cors_origins, public.as_ref());
-        let bodies =
-            Arc::new(Semaphore::new(usize::try_from(config.limits.bodies.0 / 1024).unwrap_or(usize::MAX >> 4)));
-        Self(Arc::new(Rules { config, origins, hosts, auth, metrics, bodies }))
+        let room = Room::new(config.limits.bodies);
+        Self(Arc::new(Rules { config, origins, hosts, auth, metrics, room }))
+    }
+
+    /// What bodies are counted against, for what comes in by other ways.
+    pub fn room(&self) -> Room {
+        self.0.room.clone()
     }
 
     /// `inner` behind the rules. `tls`: whether this one listens with TLS.
@@ -109,49 +118,12 @@ impl Guard {
         let began = Instant::now();
         let running = self.0.metrics.request_began();
         let id = RequestId(format!("req_{}", &crate::job::JobId::from_random(http::random())).into());
-        let method = request.method().clone();
         // Chunked bodies are how two servers are made to disagree where a request ends: nothing follows them on a connection.
         let last = request.version() < Version::HTTP_2 && request.headers().contains_key(header::TRANSFER_ENCODING);
         let origin = request.headers().get(header::ORIGIN).cloned();
 
-        let (dialect, answered) = match self.admit(request, &id, tls) {
-            Ok(Passed { request, dialect, admitted, room, limit }) => {
-                let path = request.uri().path().to_owned();
-                let span = tracing::info_span!("request", id = &*id.0, %method, dialect = dialect.name());
-                let (request, room) = read(request, room, limit).await;
-                let held = (admitted, room);
-                let answer = async { Ok(inner.oneshot(request?).await) };
-                let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone()).await;
-                let answer = match answer {
-                    Ok(Ok(Ok(answer))) => answer,
-                    Ok(Ok(Err(never))) => match never {},
-                    Ok(Err(fault)) => {
-                        self.0.metrics.refused("body");
-                        refusal(dialect, &fault)
-                    }
-                    Err(_) => {
-                        span.in_scope(|| tracing::error!("a handler panicked"));
-                        refusal(dialect, &Fault::Failed("the server failed; its log says more".into()))
-                    }
-                };
-                let status = answer.status().as_u16();
-                // Polling is most of all requests, and says nothing.
-                if method == Method::GET && status < 400 {
-                    span.in_scope(|| tracing::debug!(status, path = shown(&path), "answered"));
-                } else {
-                    span.in_scope(|| tracing::info!(status, path = shown(&path), "answered"));
-                }
-                // What was admitted lasts until the answer's last byte.
-                (
-                    dialect,
-                    answer.map(|body| {
-                        Body::new(body.map_frame(move |frame| {
-                            let _held = &held;
-                            frame
-                        }))
-                    }),
-                )
-            }
+        let (dialect, mut answer) = match self.admit(request, &id, tls) {
+            Ok(passed) => (passed.dialect, self.answered(inner, passed, &id).await),
             Err(refused) => {
                 let Refused { dialect, by, answer } = *refused;
                 if let Some(by) = by {
@@ -161,8 +133,48 @@ impl Guard {
                 (dialect, answer)
             }
         };
-        let mut answer = answered;
-        let headers = answer.headers_mut();
+        self.dress(answer.headers_mut(), dialect, &id, origin.as_ref());
+        if last {
+            answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        self.0.metrics.request_answered(dialect.name(), answer.status().as_u16(), began.elapsed().as_secs_f64());
+        drop(running);
+        answer
+    }
+
+    /// What the handler of a request says, or why its body did not reach one.
+    async fn answered(&self, inner: Router, passed: Passed, id: &RequestId) -> Response {
+        let Passed { request, dialect, admitted, room, limit } = passed;
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let span = tracing::info_span!("request", id = &*id.0, %method, dialect = dialect.name());
+        let request = read(request, room, limit).await;
+        let answer = async { Ok(inner.oneshot(request?).await) };
+        let answer = AssertUnwindSafe(answer).catch_unwind().instrument(span.clone()).await;
+        let answer = match answer {
+            Ok(Ok(Ok(answer))) => answer,
+            Ok(Ok(Err(never))) => match never {},
+            Ok(Err(fault)) => {
+                self.0.metrics.refused("body");
+                refusal(dialect, &fault)
+            }
+            Err(_) => {
+                span.in_scope(|| tracing::error!("a handler panicked"));
+                refusal(dialect, &Fault::Failed("the server failed; its log says more".into()))
+            }
+        };
+        let status = answer.status().as_u16();
+        // Polling is most of all requests, and says nothing.
+        if method == Method::GET && status < 400 {
+            span.in_scope(|| tracing::debug!(status, path = shown(&path), "answered"));
+        } else {
+            span.in_scope(|| tracing::info!(status, path = shown(&path), "answered"));
+        }
+        // What the key was admitted for lasts until the answer's last byte.
+        answer.map(|body| Holding::body(body, admitted))
+    }
+
+    /// What every answer says.
+    fn dress(&self, headers: &mut HeaderMap, dialect: Dialect, id: &RequestId, origin: Option<&HeaderValue>) {
         if let Ok(name) = HeaderValue::from_str(&id.0) {
             headers.entry(HeaderName::from_static("x-request-id")).or_insert(name.clone());
             if dialect == Dialect::Fal {
@@ -171,14 +183,8 @@ impl Guard {
         }
         headers.entry(header::X_CONTENT_TYPE_OPTIONS).or_insert(HeaderValue::from_static("nosniff"));
         if let Some(origin) = origin {
-            self.0.origins.allow(headers, &origin);
+            self.0.origins.allow(headers, origin);
         }
-        if last {
-            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
-        self.0.metrics.request_answered(dialect.name(), answer.status().as_u16(), began.elapsed().as_secs_f64());
-        drop(running);
-        answer
     }
 
     /// All rules but those that only reading the body can tell.
@@ -219,30 +225,22 @@ impl Guard {
         }
         let caller = self.caller(&method, &path, request.uri().query(), request.headers());
         let caller = caller.map_err(|fault| refuse(dialect, "key", &fault))?;
-        let makes = method == Method::POST;
+        // An upload counted when its URL was asked for.
+        let makes = method == Method::POST && route::upload_ticket(&path).is_none();
         let admitted = if makes { Some(self.0.auth.admit(&caller)) } else { None };
         let admitted = admitted.transpose().map_err(|fault| refuse(dialect, "limits", &fault))?;
 
-        let limit = self.limit(&path).0;
+        let reads = route::reads(&method);
+        let limit = if reads { UNREAD } else { self.limit(&path).0 };
         let length = match request.headers().get(header::CONTENT_LENGTH) {
             Some(length) => length.to_str().ok().and_then(|text| text.parse::<u64>().ok()),
-            None if matches!(method, Method::GET | Method::HEAD) => Some(0),
+            None if reads => Some(0),
             None => None,
         };
         if length.is_some_and(|length| length > limit) {
             return Err(refuse(dialect, "size", &too_large(limit)));
         }
-        let coming = length.unwrap_or(limit);
-        let room = if coming > SMALL {
-            let kib = u32::try_from(coming / 1024).unwrap_or(u32::MAX);
-            let Ok(room) = self.0.bodies.clone().try_acquire_many_owned(kib) else {
-                let message = "too many large bodies are on their way in".into();
-                return Err(refuse(dialect, "bodies", &Fault::Full { retry_after: 2, message }));
-            };
-            Some(room)
-        } else {
-            None
-        };
+        let room = self.0.room.take(length.unwrap_or(limit)).map_err(|fault| refuse(dialect, "bodies", &fault))?;
 
         let public = self.public_url(&request, &authority, tls);
         let rest = request.uri().query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
@@ -270,7 +268,14 @@ impl Guard {
     /// Who asks, where somebody has to.
     fn caller(&self, method: &Method, path: &str, query: Option<&str>, headers: &HeaderMap) -> Result<Caller, Fault> {
         let auth = &self.0.auth;
-        if route::is_open(method, path) || !auth.has_keys() {
+        if route::is_open(method, path) {
+            return Ok(Caller::anyone());
+        }
+        if let Some(ticket) = route::upload_ticket(path) {
+            let token = ticket.split_once('~').map_or(&*ticket, |(token, _)| token);
+            return auth.redeem(token, Use::Upload).ok_or(Fault::Unauthenticated);
+        }
+        if !auth.has_keys() {
             return Ok(Caller::anyone());
         }
         if path.starts_with("/fal/cdn/")
@@ -317,33 +322,21 @@ struct Passed {
     request: Request,
     dialect: Dialect,
     admitted: Option<Admitted>,
-    room: Option<OwnedSemaphorePermit>,
+    room: Taken,
     /// Bytes of the body, at most.
     limit: u64,
 }
 
 /// Reads the body, so that one that is too long, too slow or broken off is refused in the dialect's words, whoever would have read
-/// it. The room that it did not need is free again.
-async fn read(
-    request: Request,
-    room: Option<OwnedSemaphorePermit>,
-    limit: u64,
-) -> (Result<Request, Fault>, Option<OwnedSemaphorePermit>) {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        return (Ok(request), room);
+/// it. Its room is free again when the handler has it: what becomes a job is counted with jobs.
+async fn read(request: Request, mut room: Taken, limit: u64) -> Result<Request, Fault> {
+    if route::reads(request.method()) {
+        return Ok(request);
     }
     let (parts, body) = request.into_parts();
-    match body.collect().await {
-        Ok(body) => {
-            let body = body.to_bytes();
-            let room = room.and_then(|mut room| {
-                let needed = body.len().div_ceil(1024).min(room.num_permits());
-                room.split(needed)
-            });
-            (Ok(Request::from_parts(parts, Body::from(body))), room)
-        }
-        Err(error) => (Err(unread(&*error.into_inner(), limit)), None),
-    }
+    let body = body.collect().await.map_err(|error| unread(&*error.into_inner(), limit))?.to_bytes();
+    room.shrink(body.len());
+    Ok(Request::from_parts(parts, Holding::body(Body::from(body), room)))
 }
 
 /// Why a body was not read to its end.
@@ -425,6 +418,7 @@ pub fn refusal(dialect: Dialect, fault: &Fault) -> Response {
         Dialect::Native => native::error(fault),
     };
     let mut response = http::respond(&answer);
+    // Browsers and clients ask for the key then.
     if response.status() == StatusCode::UNAUTHORIZED {
         let scheme = if dialect == Dialect::Sdapi { "Basic realm=\"darkroom\"" } else { "Bearer" };
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));

@@ -217,8 +217,6 @@ pub fn error(fault: &Fault) -> Answer {
         Answer::new(status, json!({"error": "HTTPException", "detail": message, "body": "", "errors": message}));
     match fault {
         Fault::Full { retry_after, .. } => answer.retry_after(*retry_after),
-        // Browsers and clients ask for the key then.
-        Fault::Unauthenticated => answer.with("www-authenticate", "Basic realm=\"darkroom\""),
         _ => answer,
     }
 }

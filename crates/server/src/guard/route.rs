@@ -78,7 +78,7 @@ pub fn dialect(path: &str) -> Dialect {
         "/v1/trainings",
         "/v1/search",
     ];
-    if begins("/fal") {
+    if begins("/fal") || upload_ticket(path).is_some() {
         Dialect::Fal
     } else if begins("/sdapi") {
         Dialect::Sdapi
@@ -91,12 +91,31 @@ pub fn dialect(path: &str) -> Dialect {
     }
 }
 
-/// What carries its secret in the URL, or has none.
+/// What is read without a key: it carries its secret in the URL, or has none.
 pub(super) fn is_open(method: &Method, path: &str) -> bool {
-    path.starts_with("/files/")
-        || path.starts_with("/v1/files/stream-")
-        || (path.starts_with("/fal/cdn/put/") && matches!(*method, Method::PUT | Method::POST))
-        || matches!(path, "/" | "/docs" | "/healthz" | "/readyz" | "/openapi.json" | "/fal/rest/.well-known/jwks.json")
+    reads(method)
+        && (path.starts_with("/files/")
+            || path.starts_with("/v1/files/stream-")
+            || matches!(
+                path,
+                "/" | "/docs" | "/healthz" | "/readyz" | "/openapi.json" | "/fal/rest/.well-known/jwks.json"
+            ))
+}
+
+/// Methods whose bodies nobody reads.
+pub(super) fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// What stands in an upload's URL instead of a key: a token, and perhaps how long the file is to be kept (`http::fal::storage`).
+pub(super) fn upload_ticket(path: &str) -> Option<String> {
+    let mut parts = path.split('/').skip(1);
+    let ticket = match (parts.next()?, parts.next()?, parts.next()?) {
+        ("fal", "cdn", "put") => parts.next()?,
+        ("files", _, _) if parts.next()? == "multipart" => parts.next()?,
+        _ => return None,
+    };
+    Some(percent_decode_str(ticket).decode_utf8().ok()?.into_owned())
 }
 
 /// The token that stands in the URL of fal's web sockets and streams, which cannot have headers.
@@ -183,6 +202,8 @@ mod tests {
             ("/v1/predictions/x/cancel", Dialect::Replicate),
             ("/v1/filesystem", Dialect::OpenAi),
             ("/fal/queue/x", Dialect::Fal),
+            ("/files/0/a.png", Dialect::Native),
+            ("/files/0/a.png/multipart/drt_x/1", Dialect::Fal),
             ("/sdapi/v1/txt2img", Dialect::Sdapi),
             ("/api/v1/jobs", Dialect::Native),
             ("/", Dialect::Native),

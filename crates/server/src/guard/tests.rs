@@ -13,6 +13,9 @@ fn inner() -> Router {
         let body = request.into_body().collect().await;
         assert_ne!(path, "/panic");
         let length = body.map_or(0, |body| body.to_bytes().len());
+        if path == "/v1/files/takes-its-time" {
+            std::future::pending::<()>().await;
+        }
         json!({"path": path, "owner": &*caller.owner.0, "public": &*public.0, "length": length}).to_string()
     };
     Router::new().fallback(any(echo))
@@ -210,6 +213,50 @@ async fn bodies_are_limited_before_they_are_read() {
     assert_eq!((status, &headers["retry-after"]), (429, &"2".parse().unwrap()));
     drop(first);
     assert_eq!(ask(&app, "POST", "/v1/files", &known, large()).await.0, 200, "there is room again");
+    // Who has come in waits for an answer without keeping others out.
+    let four_long = || Bytes::from(vec![b'a'; 4 << 20]);
+    let mut first = Box::pin(ask(&app, "POST", "/v1/files/takes-its-time", &upload, four_long()));
+    assert!(futures_util::poll!(&mut first).is_pending());
+    assert_eq!(ask(&app, "POST", "/v1/files", &upload, four_long()).await.0, 200);
+}
+
+#[tokio::test]
+async fn nobody_takes_room_without_a_key() {
+    let app = guarded(|config| {
+        config.api_keys = vec![Secret("right-key".into())];
+        config.limits.bodies = Size(300 << 20);
+    });
+    let silent = || Body::from_stream(futures_util::stream::pending::<Result<Bytes, std::io::Error>>());
+    let large = [("content-length", "268435456")];
+    for (method, path) in [
+        ("POST", "/v1/files/stream-x"),
+        ("POST", "/files/x/y"),
+        ("PUT", "/files/x/y/multipart/drt_x.y/1"),
+        ("PUT", "/fal/cdn/put/drt_x.y/0/a"),
+        ("POST", "/fal/cdn/put/drt_x.y/0/a/complete"),
+        ("DELETE", "/v1/files/stream-x"),
+        ("PATCH", "/healthz"),
+    ] {
+        assert_eq!(ask(&app, method, path, &large, silent()).await.0, 401, "{method} {path}");
+        let (status, _, body) = ask(&app, method, path, &[], silent()).await;
+        assert_eq!(status, 401, "{method} {path}");
+        let fal = path.contains("drt_");
+        assert_eq!(body["detail"].is_string(), fal || path.starts_with("/v1/"), "{method} {path}: {body}");
+    }
+    assert_eq!(ask(&app, "GET", "/v1/files/stream-x", &large, silent()).await.0, 413);
+
+    let auth = Auth::new(&[Secret("right-key".into())], None, [3; 32]).unwrap();
+    let named = HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static("right-key"))]);
+    let token = auth.mint(&auth.caller(&named).unwrap(), Use::Upload, Duration::from_mins(1));
+    for path in [
+        format!("/fal/cdn/put/{token}/0/a"),
+        format!("/fal/cdn/put/{token}~3600/0/a"),
+        format!("/fal/cdn/put/{token}%7E3600/0/a/1"),
+        format!("/files/0/a/multipart/{token}~60/1"),
+    ] {
+        let (status, _, body) = ask(&app, "PUT", &path, &[], "content").await;
+        assert_eq!((status, &body["length"]), (200, &json!(7)), "{path}");
+    }
 }
 
 #[tokio::test]
