@@ -11,7 +11,7 @@ mod media;
 
 use std::{
     cmp::Reverse,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     path::{Path as FilePath, PathBuf},
     str::FromStr,
@@ -27,6 +27,7 @@ use object_store::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
 
 pub use self::draft::Draft;
 pub(crate) use self::media::file_name;
@@ -207,11 +208,15 @@ struct Inner {
     place: Place,
     index: Mutex<Index>,
     quota: u64,
+    /// A blob whose name was told is written, or could not be.
+    written: Notify,
 }
 
 #[derive(Default)]
 struct Index {
     entries: HashMap<BlobId, Entry>,
+    /// Names that were told before and whose bytes are being written now.
+    writing: HashSet<BlobId>,
     /// Bytes of all entries and of those that are being written.
     used: u64,
 }
@@ -238,7 +243,8 @@ impl Blobs {
             #[cfg(feature = "s3")]
             Place::S3(s3) => bucket::open(s3)?,
         };
-        let blobs = Self(Arc::new(Inner { store, place: place.clone(), index: Mutex::default(), quota }));
+        let inner = Inner { store, place: place.clone(), index: Mutex::default(), quota, written: Notify::new() };
+        let blobs = Self(Arc::new(inner));
         blobs.read_index().await.map_err(|error| match place {
             Place::Folder(_) => fault(&error),
             #[cfg(feature = "s3")]
@@ -253,7 +259,7 @@ impl Blobs {
     /// # Errors
     /// [`Fault::Unavailable`] if there is no room or the disk fails; [`Fault::TooLarge`].
     pub async fn put(&self, bytes: Bytes, new: NewBlob<'_>) -> Result<Arc<Blob>, Fault> {
-        self.put_as(BlobId::random()?, bytes, new).await
+        self.put_as(BlobId::random()?, bytes, new, None).await
     }
 
     /// As [`Blobs::put`], for an upload whose name was told before the file came. What is there under that name stays: an upload
@@ -262,11 +268,21 @@ impl Blobs {
     /// # Errors
     /// As [`Blobs::put`]; [`Fault::NotFound`] if the name is somebody else's.
     pub(crate) async fn put_told(&self, id: BlobId, bytes: Bytes, new: NewBlob<'_>) -> Result<Arc<Blob>, Fault> {
-        match self.meta(&id) {
-            Some(there) if there.owner == *new.owner && there.purpose == new.purpose => Ok(there),
-            Some(_) => Err(not_found()),
-            None => self.put_as(id, bytes, new).await,
-        }
+        let claim = loop {
+            let written = self.0.written.notified();
+            tokio::pin!(written);
+            // From here on a word of it is not missed.
+            written.as_mut().enable();
+            if let Some(there) = self.meta(&id) {
+                let same = there.owner == *new.owner && there.purpose == new.purpose;
+                return if same { Ok(there) } else { Err(not_found()) };
+            }
+            if self.index().writing.insert(id.clone()) {
+                break Claim { blobs: self.clone(), id: id.clone() };
+            }
+            written.await;
+        };
+        self.put_as(id, bytes, new, Some(claim)).await
     }
 
     /// A picture for a job, which goes again unless it is kept. All of them together have half of the quota, so that there is room
@@ -304,7 +320,13 @@ impl Blobs {
         }
     }
 
-    async fn put_as(&self, id: BlobId, bytes: Bytes, new: NewBlob<'_>) -> Result<Arc<Blob>, Fault> {
+    async fn put_as(
+        &self,
+        id: BlobId,
+        bytes: Bytes,
+        new: NewBlob<'_>,
+        claim: Option<Claim>,
+    ) -> Result<Arc<Blob>, Fault> {
         if new.about.as_ref().is_some_and(|about| about.to_string().len() > MOST_ABOUT) {
             return Err(Fault::TooLarge(format!("what is said of the file is longer than {MOST_ABOUT} bytes")));
         }
@@ -324,7 +346,11 @@ impl Blobs {
         };
         // A task of its own: what was begun is finished and counted even if the one who asked goes away.
         let this = self.clone();
-        let done = tokio::spawn(async move { this.write(blob, bytes).await }).await;
+        let write = async move {
+            let _claim = claim;
+            this.write(blob, bytes).await
+        };
+        let done = tokio::spawn(write).await;
         done.map_err(|_| Fault::Failed("writing a picture was broken off".into()))?
     }
 
@@ -346,7 +372,10 @@ impl Blobs {
         match written {
             Ok(entry) => {
                 let blob = entry.blob.clone();
-                index.entries.insert(blob.id.clone(), entry);
+                // One whose time is over may still be there.
+                if let Some(before) = index.entries.insert(blob.id.clone(), entry) {
+                    index.used = index.used.saturating_sub(before.blob.bytes);
+                }
                 Ok(blob)
             }
             Err(fault) => {
@@ -534,6 +563,19 @@ impl Blobs {
     }
 }
 
+/// The right to write under a name that was told: of two uploads to one URL the second waits for the first.
+struct Claim {
+    blobs: Blobs,
+    id: BlobId,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.blobs.index().writing.remove(&self.id);
+        self.blobs.0.written.notify_waiters();
+    }
+}
+
 impl Index {
     /// What goes so that at least `over` bytes and perhaps `more` are free, oldest of the largest holder first; `None` if there
     /// is not as much that may go.
@@ -642,139 +684,4 @@ fn fault_of_io(error: &io::Error) -> Fault {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: Duration = Duration::from_hours(1);
-    const PNG: &[u8] = b"\x89PNG\r\n\x1a\nand more";
-
-    fn new<'a>(name: &'a str, keep: Duration, owner: &'a Owner) -> NewBlob<'a> {
-        NewBlob::new(Purpose::Result, "image/png", name, keep, owner)
-    }
-
-    async fn store(folder: &FilePath) -> Blobs {
-        Blobs::open(&Place::Folder(folder.to_owned()), 1000).await.unwrap()
-    }
-
-    #[tokio::test]
-    async fn what_was_put_is_there_after_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let blobs = store(folder.path()).await;
-        let put = blobs.put(Bytes::from_static(PNG), new("0.png", HOUR, &Owner::anyone())).await.unwrap();
-        let empty = blobs
-            .put(
-                Bytes::new(),
-                NewBlob { purpose: Purpose::Upload, mime: "text/plain", ..new("", HOUR, &Owner::anyone()) },
-            )
-            .await
-            .unwrap();
-        // By `sha256sum`.
-        assert_eq!(put.sha256, "409161981f6ba7ce8757e770b659abf9efe34475adc9b34e2833d2fbc716d03c");
-        drop(blobs);
-        std::fs::write(folder.path().join(&put.id.0[..2]).join(format!("{}#1", put.id)), b"half").unwrap();
-
-        let again = store(folder.path()).await;
-        let (meta, bytes) = again.get(&put.id).await.unwrap();
-        assert_eq!((&*meta, &bytes[..]), (&*put, PNG));
-        assert_eq!(again.get(&empty.id).await.unwrap().1, Bytes::new());
-        assert_eq!(again.used(), (2, PNG.len() as u64));
-        assert_eq!(again.url(&put.id, "http://host/"), format!("http://host/files/{}/0.png", put.id));
-        let half = std::fs::read_dir(folder.path().join(&put.id.0[..2])).unwrap().flatten();
-        assert!(!half.into_iter().any(|file| file.file_name().to_string_lossy().contains('#')), "a half file stays");
-
-        again.delete(&put.id).await.unwrap();
-        assert_eq!(again.get(&put.id).await.unwrap_err(), not_found());
-    }
-
-    #[tokio::test]
-    async fn time_ends_a_blob() {
-        let folder = tempfile::tempdir().unwrap();
-        let blobs = store(folder.path()).await;
-        let put = blobs.put(Bytes::from_static(PNG), new("a", Duration::ZERO, &Owner::anyone())).await.unwrap();
-        assert!(blobs.meta(&put.id).is_none(), "it is over at once");
-        assert_eq!(blobs.sweep().await, 1);
-        assert_eq!(blobs.used(), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn the_quota_spares_what_is_young_and_what_jobs_wait_for() {
-        let folder = tempfile::tempdir().unwrap();
-        let blobs = store(folder.path()).await;
-        let (rich, poor) = (Owner("rich".into()), Owner("poor".into()));
-        let bytes = |n: usize| Bytes::from(vec![7; n]);
-        let mut ids = Vec::new();
-        for (owner, size) in [(&rich, 400), (&rich, 200), (&poor, 200)] {
-            ids.push(blobs.put(bytes(size), new("a", HOUR, owner)).await.unwrap().id.clone());
-        }
-        blobs.put(bytes(100), NewBlob { purpose: Purpose::Internal, ..new("a", HOUR, &rich) }).await.unwrap();
-        let refused = blobs.put(bytes(300), new("a", HOUR, &poor)).await.unwrap_err();
-        assert!(matches!(refused, Fault::Unavailable(_)), "{refused}");
-        assert_eq!(blobs.used().1, 900, "what was refused is not counted");
-
-        // All of them grow old, the first a little more: they were put within one millisecond.
-        for (id, entry) in &mut blobs.index().entries {
-            let mut blob = Blob::clone(&entry.blob);
-            blob.created -= 2 * SAFE_FOR + Millis::from(*id == ids[0]);
-            entry.blob = blob.into();
-        }
-        blobs.put(bytes(300), new("a", HOUR, &poor)).await.unwrap();
-        assert_eq!(blobs.used().1, 900 - 400 + 300, "the oldest of the one who holds the most went, and no other");
-        assert!(blobs.meta(&ids[0]).is_none() && blobs.meta(&ids[1]).is_some() && blobs.meta(&ids[2]).is_some());
-        assert!(matches!(blobs.put(bytes(1001), new("a", HOUR, &poor)).await, Err(Fault::TooLarge(_))));
-    }
-
-    #[tokio::test]
-    async fn what_jobs_were_given_takes_half_and_goes() {
-        let folder = tempfile::tempdir().unwrap();
-        let blobs = store(folder.path()).await;
-        let owner = Owner::anyone();
-        let give = |size: usize| blobs.give(Bytes::from(vec![7; size]), "image/png", "a", &owner);
-        let (first, second) = (give(300).await.unwrap(), give(200).await.unwrap());
-        assert!(matches!(give(1).await, Err(Fault::Unavailable(_))));
-        blobs.put(Bytes::from(vec![7; 500]), new("result", HOUR, &owner)).await.unwrap();
-        let kept = second.id().clone();
-        second.keep();
-        drop(first);
-        crate::testing::until("it went", async || blobs.used().1 == 700).await;
-        blobs.discard(&kept).await;
-        assert_eq!(blobs.used().1, 500);
-        // Of those who ask and go away nothing stays.
-        drop(tokio::time::timeout(Duration::ZERO, give(100)).await);
-        crate::testing::until("it went, too", async || blobs.used() == (1, 500)).await;
-        let result = blobs.list(|_| true).remove(0);
-        blobs.discard(&result.id).await;
-        assert_eq!(blobs.used().1, 500, "nothing but what was given");
-    }
-
-    #[tokio::test]
-    async fn a_folder_that_is_none_is_a_sentence_without_its_path() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("file");
-        std::fs::write(&file, b"").unwrap();
-        let Err(fault) = Blobs::open(&Place::Folder(file.join("sub")), 1000).await else { panic!("it opened") };
-        assert!(
-            matches!(&fault, Fault::Unavailable(said) if !said.contains(folder.path().to_str().unwrap())),
-            "{fault}"
-        );
-    }
-
-    #[test]
-    fn names_mean_nothing_to_a_path() {
-        for wrong in
-            ["", "../../../../etc/passwd", "0123456789ABCDEF0123456789ABCDEF", "0123456789abcdef0123456789abcde/"]
-        {
-            assert!(wrong.parse::<BlobId>().is_err(), "{wrong}");
-            assert!(BlobId(wrong.into()).place().is_none(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn a_full_disk_is_said_so() {
-        let full = |kind| {
-            fault(&object_store::Error::Generic { store: "LocalFileSystem", source: io::Error::from(kind).into() })
-        };
-        assert_eq!(full(io::ErrorKind::StorageFull), Fault::Unavailable("the server's disk is full".into()));
-        let read_only = Fault::Unavailable("the server may not write to its folder".into());
-        assert_eq!(full(io::ErrorKind::ReadOnlyFilesystem), read_only);
-    }
-}
+mod tests;
