@@ -10,6 +10,7 @@ use crate::{
     config::{Config, Wrong},
     error::{Fault, Rule, Stage},
     fetch::Fetcher,
+    guard::Room,
     job::{JobView, NewJob, Webhook},
     jobs::Jobs,
     journal::Journal,
@@ -40,6 +41,8 @@ pub struct Parts {
     pub fetcher: Fetcher,
     /// Keys that webhooks are signed with.
     pub signing: Signing,
+    /// What comes in is counted against it.
+    pub room: Room,
     /// Files on their way in.
     pub uploads: Uploads,
     /// Models.

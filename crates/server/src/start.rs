@@ -142,6 +142,7 @@ impl Running {
         }
         let shelf = Shelf::new(stock);
         let signing = Signing::open(&journal).await?;
+        let guard = Guard::new(config.clone(), auth.clone(), metrics.clone());
         let server = Server::new(Parts {
             config: config.clone(),
             auth: auth.clone(),
@@ -150,6 +151,7 @@ impl Running {
             jobs: jobs.clone(),
             fetcher,
             signing,
+            room: guard.room(),
             uploads: Uploads::default(),
             shelf: shelf.clone(),
             reload,
@@ -162,8 +164,8 @@ impl Running {
         let studio = (shelf, blobs.clone(), config.metadata);
         let worker = worker::spawn(jobs, move || Studio::new(studio.0, studio.1, studio.2))?;
         tokio::spawn(blobs.keep_sweeping(SWEEP));
-        tokio::spawn(auth.clone().keep_reading());
-        Ok((listeners, Self { server, guard: Guard::new(config, auth, metrics), worker }))
+        tokio::spawn(auth.keep_reading());
+        Ok((listeners, Self { server, guard, worker }))
     }
 
     /// Serves until `end`; then takes nothing more, lets what runs end within the configured time, and comes back when all of it is on

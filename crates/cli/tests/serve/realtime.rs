@@ -121,3 +121,31 @@ fn a_socket_asks_for_what_its_key_may() {
     let (opcode, content) = socket.next();
     assert_eq!((opcode, &content[..2]), (8, &1008_u16.to_be_bytes()[..]));
 }
+
+#[test]
+fn a_socket_is_bounded() {
+    let mut up = Up::start(&[]);
+    let mut sockets: Vec<Socket> = (0..16).map(|_| Socket::open(&up, PATH, &[]).ok().unwrap()).collect();
+    assert_eq!(Socket::open(&up, PATH, &[]).err(), Some(429));
+    drop(sockets.pop());
+    std::thread::sleep(Duration::from_millis(500));
+    sockets.push(Socket::open(&up, PATH, &[]).ok().unwrap());
+
+    // 60 arrays of a megabyte each: what waits is not read into values, and what is read is refused.
+    let zeros = format!("[{}0]", "0,".repeat(500_000));
+    let mut packed = vec![0xdd, 0, 0x0f, 0xff, 0xff];
+    packed.resize(1 << 20, 0);
+    let socket = &mut sockets[0];
+    for _ in 0..30 {
+        socket.send(1, zeros.as_bytes());
+        socket.send(2, &packed);
+    }
+    let why = socket.refuses("INVALID_REQUEST");
+    assert!(why.contains("more than 200000 values"), "{why}");
+    // A message that is too long ends its socket, and no other.
+    sockets[1].send(2, &vec![0; 17 << 20]);
+    assert_eq!(sockets[2].ask(&small()).0, 2);
+    #[cfg(target_os = "linux")]
+    assert!(up.peak_memory() < 700 << 20, "{} MiB", up.peak_memory() >> 20);
+    up.is_well();
+}

@@ -8,6 +8,7 @@ pub mod openai;
 pub mod patience;
 pub mod replicate;
 pub mod sdapi;
+pub mod values;
 
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ where
 /// [`Fault::Invalid`] about `body`.
 pub fn object(body: &[u8]) -> Result<Map<String, Value>, Fault> {
     let wrong = |message: String| Fault::invalid("body", Rule::Body, message);
-    match serde_json::from_slice(body) {
+    match values::json(body) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(wrong("has to be a JSON object".into())),
         // The error tells line and column, and nothing of the content.

@@ -1,5 +1,5 @@
 //! fal's web socket: one request after the other as `MessagePack` (or JSON as text), each answered with its output as
-//! `MessagePack`.
+//! `MessagePack`. What waits is kept as it came and counted with bodies; a socket with much that waits is not read.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -19,13 +19,17 @@ use crate::{
         fal::{self, App},
     },
     error::{Fault, Rule},
-    http::{random_seed, respond},
+    guard::{Seat, Taken},
+    http::{random_seed, respond, values},
     job::{Dialect, NewJob},
     server::Server,
 };
 
-/// The longest message, bytes: pictures come as data URIs.
-const LONGEST: usize = 64 << 20;
+/// The longest message, bytes: pictures come as data URIs. One that is on its way is not counted with bodies.
+const LONGEST: usize = 16 << 20;
+
+/// Bytes that wait above which a socket is not read.
+const MUCH_WAITING: usize = 8 << 20;
 
 /// Requests that wait where the client says nothing about it.
 pub(super) const USUALLY_WAITING: usize = 16;
@@ -51,9 +55,26 @@ pub(super) struct Talk {
 
 /// What to do next.
 enum Next {
-    Answer(Value),
-    Wrong(String),
+    Answer(Asked),
+    Refuse(Fault),
     End,
+}
+
+/// A message with content, as it came, and the room that it takes.
+struct Asked {
+    content: Message,
+    _room: Taken,
+}
+
+/// Requests that wait.
+#[derive(Default)]
+struct Line(VecDeque<Next>);
+
+impl Line {
+    fn bytes(&self) -> usize {
+        let bytes = |next: &Next| if let Next::Answer(asked) = next { asked.len() } else { 0 };
+        self.0.iter().map(bytes).sum()
+    }
 }
 
 impl Talk {
@@ -62,20 +83,24 @@ impl Talk {
         if let Err(fault) = self.caller.may(Scope::Generate) {
             return refused(&fault);
         }
-        match socket {
-            Ok(socket) => socket.max_message_size(LONGEST).on_upgrade(move |socket| self.serve(socket)).into_response(),
-            Err(_) => respond(&Answer::new(426, json!({"detail": "this path takes web sockets only"}))),
+        let socket = match socket {
+            Ok(socket) => socket.max_message_size(LONGEST).max_frame_size(LONGEST),
+            Err(_) => return respond(&Answer::new(426, json!({"detail": "this path takes web sockets only"}))),
+        };
+        match self.server.room.sit(&self.caller.owner) {
+            Ok(seat) => socket.on_upgrade(move |socket| self.serve(socket, seat)).into_response(),
+            Err(fault) => refused(&fault),
         }
     }
 
     /// Answers until the client goes or is silent.
-    async fn serve(self, mut socket: WebSocket) {
-        let mut waiting = VecDeque::new();
+    async fn serve(self, mut socket: WebSocket, _seat: Seat) {
+        let mut waiting = Line::default();
         loop {
-            let next = if let Some(next) = waiting.pop_front() {
+            let next = if let Some(next) = waiting.0.pop_front() {
                 next
             } else {
-                let Ok(next) = tokio::time::timeout(IDLE, receive(&mut socket)).await else {
+                let Ok(next) = tokio::time::timeout(IDLE, self.receive(&mut socket)).await else {
                     let told = error("TIMEOUT", "no request came for a while");
                     let _ = socket.send(Message::Text(told.into())).await;
                     let frame = CloseFrame { code: close_code::NORMAL, reason: "".into() };
@@ -86,8 +111,8 @@ impl Talk {
             };
             let reply = match next {
                 Next::End => return,
-                Next::Wrong(why) => Message::Text(error("INVALID_REQUEST", &why).into()),
-                Next::Answer(input) => match self.answer(&mut socket, &mut waiting, &input).await {
+                Next::Refuse(fault) => told(&fault),
+                Next::Answer(asked) => match self.answer(&mut socket, &mut waiting, asked).await {
                     Some(reply) => reply,
                     None => return, // gone; the job goes with its hold
                 },
@@ -104,30 +129,21 @@ impl Talk {
     }
 
     /// Makes what is asked, while further requests may come in. `None`: the client is gone.
-    async fn answer(&self, socket: &mut WebSocket, waiting: &mut VecDeque<Next>, input: &Value) -> Option<Message> {
-        let making = self.make(input);
+    async fn answer(&self, socket: &mut WebSocket, waiting: &mut Line, asked: Asked) -> Option<Message> {
+        let making = self.make(asked);
         tokio::pin!(making);
         loop {
             tokio::select! {
                 made = &mut making => return Some(match made {
                     Ok(output) => Message::Binary(rmp_serde::to_vec_named(&output).unwrap_or_default().into()),
-                    Err(fault @ (Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. })) => {
-                        Message::Text(error("INVALID_REQUEST", &fault.to_string()).into())
-                    }
-                    Err(fault @ Fault::Full { .. }) => {
-                        Message::Text(error("TOO_MANY_REQUESTS", &fault.to_string()).into())
-                    }
-                    Err(fault @ (Fault::Unauthenticated | Fault::Forbidden(_))) => {
-                        Message::Text(error("UNAUTHORIZED", &fault.to_string()).into())
-                    }
-                    Err(fault) => Message::Text(error("INTERNAL_ERROR", &fault.to_string()).into()),
+                    Err(fault) => told(&fault),
                 }),
-                next = receive(socket) => match next {
+                next = self.receive(socket), if waiting.bytes() < MUCH_WAITING => match next {
                     Next::End => return None,
                     next => {
-                        waiting.push_back(next);
-                        while waiting.len() > self.waiting.clamp(1, MOST_WAITING) {
-                            waiting.pop_front();
+                        waiting.0.push_back(next);
+                        while waiting.0.len() > self.waiting.clamp(1, MOST_WAITING) {
+                            waiting.0.pop_front();
                         }
                     }
                 },
@@ -136,18 +152,23 @@ impl Talk {
     }
 
     /// One request. The key may have been revoked since the connection began, and each request counts against its limits.
-    async fn make(&self, input: &Value) -> Result<Value, Fault> {
+    async fn make(&self, asked: Asked) -> Result<Value, Fault> {
         let caller = self.server.auth.still(&self.caller).ok_or(Fault::Unauthenticated)?;
         caller.may(Scope::Generate)?;
         let _admitted = self.server.auth.admit(&caller)?;
-        let ask = fal::ask(&self.app, self.model.clone(), input, random_seed(), KEEP_SECONDS)?;
+        let mut input = asked.read()?;
+        let ask = fal::ask(&self.app, self.model.clone(), &input, random_seed(), KEEP_SECONDS)?;
         let new = NewJob {
-            raw: fal::kept(input),
+            raw: fal::kept(&input),
             only_while_held: true,
             ..NewJob::new(Dialect::Fal, &caller.owner, &self.app.endpoint, Ok(ask))
         };
+        let request = input.get_mut("request_id").map(Value::take);
+        drop(input);
         let jobs = &self.server.jobs;
         let job = self.server.submit(&caller, new).await?;
+        // The queue counts it now.
+        drop(asked);
         let _hold = jobs.hold(&job.id);
         let gone = || Fault::Failed("the job is not known any more".into());
         let job = jobs.wait(&job.id).await.ok_or_else(gone)?;
@@ -155,30 +176,58 @@ impl Talk {
             return Err(fault.clone());
         }
         let mut output = output_as(&self.server.blobs, &job, "", true).await?;
-        if let Some(request) = input.get("request_id") {
-            output["request_id"] = request.clone();
+        if let Some(request) = request {
+            output["request_id"] = request;
         }
         Ok(output)
     }
+
+    /// The next message with content.
+    async fn receive(&self, socket: &mut WebSocket) -> Next {
+        loop {
+            let content = match socket.recv().await {
+                Some(Ok(content @ (Message::Binary(_) | Message::Text(_)))) => content,
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return Next::End,
+            };
+            let room = self.server.room.take(length(&content) as u64);
+            return room.map_or_else(Next::Refuse, |room| Next::Answer(Asked { content, _room: room }));
+        }
+    }
 }
 
-/// The next message with content.
-async fn receive(socket: &mut WebSocket) -> Next {
-    loop {
-        let read = match socket.recv().await {
-            Some(Ok(Message::Binary(bytes))) => rmp_serde::from_slice(&bytes).map_err(|error| error.to_string()),
-            Some(Ok(Message::Text(text))) => serde_json::from_str(&text).map_err(|error| error.to_string()),
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-            Some(Ok(Message::Close(_)) | Err(_)) | None => return Next::End,
-        };
-        return match read {
-            Ok(input) => Next::Answer(input),
-            Err(why) => {
-                let fault = Fault::invalid("message", Rule::Body, format!("is neither MessagePack nor JSON: {why}"));
-                Next::Wrong(fault.to_string())
-            }
-        };
+impl Asked {
+    fn len(&self) -> usize {
+        length(&self.content)
     }
+
+    fn read(&self) -> Result<Value, Fault> {
+        let read = match &self.content {
+            Message::Binary(bytes) => values::message_pack(bytes).map_err(|error| error.to_string()),
+            other => values::json(other.to_text().unwrap_or_default().as_bytes()).map_err(|error| error.to_string()),
+        };
+        read.map_err(|why| Fault::invalid("message", Rule::Body, format!("is neither MessagePack nor JSON: {why}")))
+    }
+}
+
+/// Bytes of a message.
+fn length(message: &Message) -> usize {
+    match message {
+        Message::Binary(bytes) => bytes.len(),
+        Message::Text(text) => text.len(),
+        _ => 0,
+    }
+}
+
+/// A fault in the socket's own shape.
+fn told(fault: &Fault) -> Message {
+    let kind = match fault {
+        Fault::Invalid(_) | Fault::Picture { .. } | Fault::Flagged { .. } => "INVALID_REQUEST",
+        Fault::Full { .. } => "TOO_MANY_REQUESTS",
+        Fault::Unauthenticated | Fault::Forbidden(_) => "UNAUTHORIZED",
+        _ => "INTERNAL_ERROR",
+    };
+    Message::Text(error(kind, &fault.to_string()).into())
 }
 
 fn error(kind: &str, reason: &str) -> String {
