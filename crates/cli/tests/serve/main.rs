@@ -1,5 +1,5 @@
 //! `darkroom serve` as a process: attacks on every dialect, pictures that wait for a person, a configuration that changes, a
-//! disk that is full, web sockets.
+//! disk that is full, web sockets, uploads in parts.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,3 +10,4 @@ mod held;
 mod live;
 mod realtime;
 mod up;
+mod uploads;

@@ -24,15 +24,13 @@ use crate::{
     error::{Fault, Rule},
     guard::PublicUrl,
     http::{object, respond, text, whole},
+    owner::Owner,
     server::Server,
-    uploads::LASTS,
+    uploads::{LASTS, MOST_PARTS, Part as Kept},
 };
 
 /// The longest life of a token for web sockets.
 const LONGEST_TOKEN: u64 = 24 * 3600;
-
-/// Most parts of an upload.
-const MOST_PARTS: u32 = 1000;
 
 /// The routes.
 pub(super) fn router() -> Router<Server> {
@@ -221,14 +219,16 @@ async fn keep_part(
         let number = number
             .ok_or_else(|| Fault::invalid("part", Rule::Other, format!("has to be a number from 1 to {MOST_PARTS}")))?;
         let body = whole(body)?;
-        let size = body.len() as u64;
+        server.uploads.may_add(&caller.owner, &id)?;
         let new = NewBlob::new(Purpose::Internal, "application/octet-stream", "part", LASTS, &caller.owner);
         let blob = server.blobs.put(body, new).await?;
-        match server.uploads.add(&id, number, (blob.id.clone(), size), server.config.limits.upload.0) {
+        let part = Kept { blob: blob.id.clone(), bytes: blob.bytes, etag: blob.sha256.clone() };
+        match server.uploads.add(&caller.owner, &id, number, part, server.config.limits.upload.0) {
             Ok(None) => {}
             Ok(Some(before)) => server.blobs.delete(&before).await?,
             Err(fault) => {
-                drop_parts(server, &id).await;
+                let _ = server.blobs.delete(&blob.id).await;
+                drop_parts(server, &caller.owner, &id).await;
                 return Err(fault);
             }
         }
@@ -246,10 +246,10 @@ async fn keep_part(
     }
 }
 
-async fn drop_parts(server: &Server, id: &BlobId) {
-    for (part, _) in server.uploads.take(id).unwrap_or_default().kept.into_values() {
+async fn drop_parts(server: &Server, owner: &Owner, id: &BlobId) {
+    for part in server.uploads.take(owner, id).unwrap_or_default().kept.into_values() {
         // What cannot be deleted goes with its time.
-        let _ = server.blobs.delete(&part).await;
+        let _ = server.blobs.delete(&part.blob).await;
     }
 }
 
@@ -257,42 +257,57 @@ async fn complete(
     State(server): State<Server>,
     Path((token, id, name)): Path<(String, String, String)>,
     headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
-    put_together(&server, &token, &id, &name, &headers).await
+    answered(put_together(&server, (&token, &id, &name), &headers, body).await)
 }
 
 async fn complete_at(
     State(server): State<Server>,
     Path((id, name, token)): Path<(String, String, String)>,
     headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
 ) -> Response<Body> {
-    put_together(&server, &token, &id, &name, &headers).await
+    answered(put_together(&server, (&token, &id, &name), &headers, body).await)
 }
 
-async fn put_together(server: &Server, token: &str, id: &str, name: &str, headers: &HeaderMap) -> Response<Body> {
-    let kept = async {
-        let (caller, id, wish) = uploader(server, token, id)?;
-        if server.blobs.meta(&id).is_some() {
-            return Ok(()); // said twice
-        }
-        let Some(parts) = server.uploads.take(&id) else { return Err(Fault::NotFound("the upload".into())) };
-        let mut whole = BytesMut::with_capacity(usize::try_from(parts.bytes).unwrap_or(0));
-        for (part, _) in parts.kept.values() {
-            whole.extend_from_slice(&server.blobs.get(part).await?.1);
-        }
-        let keep = keep(server, wished(headers).or(wish));
-        // The type that was told at the beginning is forgotten; what the bytes begin like decides.
-        let mime = "application/octet-stream";
-        server
-            .blobs
-            .put_told(id, whole.freeze(), NewBlob::new(Purpose::Upload, mime, name, keep, &caller.owner))
-            .await?;
-        for (part, _) in parts.kept.into_values() {
-            let _ = server.blobs.delete(&part).await;
-        }
-        Ok(())
+/// The parts become the file. Until it is there they stay, so that what failed can be said again.
+async fn put_together(
+    server: &Server,
+    (token, id, name): (&str, &str, &str),
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Value, Fault> {
+    let (caller, id, wish) = uploader(server, token, id)?;
+    let body = optional(&whole(body)?)?;
+    let is_there = || {
+        let there = server.blobs.meta(&id);
+        there.is_some_and(|there| there.owner == caller.owner && there.purpose == Purpose::Upload)
     };
-    answered(kept.await.map(|()| json!({})))
+    // Said twice, perhaps at the same time.
+    if is_there() {
+        return Ok(json!({}));
+    }
+    let Some(parts) = server.uploads.parts(&caller.owner, &id) else {
+        return Err(Fault::NotFound("the upload".into()));
+    };
+    let listed = parts.listed(&body)?;
+    let bytes = listed.iter().map(|part| part.bytes).sum();
+    let _room = server.room.take(bytes)?;
+    let mut file = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(0));
+    for part in listed {
+        match server.blobs.get(&part.blob).await {
+            Ok((_, bytes)) => file.extend_from_slice(&bytes),
+            Err(_) if is_there() => return Ok(json!({})),
+            Err(fault) => return Err(fault),
+        }
+    }
+    let keep = keep(server, wished(headers).or(wish));
+    // The type that was told at the beginning is forgotten; what the bytes begin like decides.
+    let new = NewBlob::new(Purpose::Upload, "application/octet-stream", name, keep, &caller.owner);
+    server.blobs.put_told(id.clone(), file.freeze(), new).await?;
+    drop_parts(server, &caller.owner, &id).await;
+    Ok(json!({}))
 }
 
 #[cfg(test)]
