@@ -73,18 +73,8 @@ const LONGEST_PATH: usize = 16 * 1024;
 /// The longest body where nobody reads one.
 const UNREAD: u64 = 64 * 1024;
 
-/// Hosts of the vendors, for programs that were brought here by DNS and a certificate.
-const VENDORS: [&str; 9] = [
-    "fal.run",
-    "queue.fal.run",
-    "falrun.com",
-    "queue.falrun.com",
-    "rest.fal.ai",
-    "rest.alpha.fal.ai",
-    "v3.fal.media",
-    "api.openai.com",
-    "api.replicate.com",
-];
+/// Hosts of the vendors beside fal's, for programs that were brought here by DNS and a certificate.
+const VENDORS: [&str; 2] = ["api.openai.com", "api.replicate.com"];
 
 impl Guard {
     /// Rules as configured.
@@ -92,7 +82,8 @@ impl Guard {
         let public = config.public_url.as_deref().and_then(|url| url::Url::parse(url).ok());
         let public_host = public.as_ref().and_then(|url| url.host_str().map(str::to_owned));
         let own = config.allowed_hosts.iter().map(|host| host_of(host).to_ascii_lowercase());
-        let hosts = own.chain(public_host).chain(VENDORS.map(str::to_owned)).collect();
+        let vendors = fal::HOSTS.iter().map(|(host, _)| *host).chain(VENDORS).map(str::to_owned);
+        let hosts = own.chain(public_host).chain(vendors).collect();
         let origins = Origins::new(&config.cors_origins, public.as_ref());
         let room = Room::new(config.limits.bodies);
         Self(Arc::new(Rules { config, origins, hosts, auth, metrics, room }))

@@ -21,26 +21,23 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-use crate::config::Tls;
+use crate::{config::Tls, dialect::fal::HOSTS};
 
-/// Names that the development certificate is for, beside those that are added: this machine, and hosts that clients of fal have
-/// built in.
-const NAMES: [&str; 11] = [
-    "localhost",
-    "queue.localhost",
-    "127.0.0.1",
-    "::1",
-    "fal.run",
-    "queue.fal.run",
-    "falrun.com",
-    "queue.falrun.com",
-    "rest.fal.ai",
-    "rest.alpha.fal.ai",
-    "v3.fal.media",
-];
+/// Names of this machine that the development certificate is for, beside fal's hosts, which its clients have built in, and those
+/// that are added.
+const OWN: [&str; 4] = ["localhost", "queue.localhost", "127.0.0.1", "::1"];
 
-/// Domains that the CA is good for.
-const DOMAINS: [&str; 6] = ["localhost", "fal.run", "falrun.com", "rest.fal.ai", "rest.alpha.fal.ai", "v3.fal.media"];
+/// fal's hosts.
+fn hosts() -> impl Iterator<Item = &'static str> {
+    HOSTS.iter().map(|(host, _)| *host)
+}
+
+/// Domains that the CA is good for: what is below another one is in it. A CA that is there knows those it was made with, so a host
+/// more in the table wants a new CA.
+fn domains() -> impl Iterator<Item = &'static str> {
+    let below = |host: &str| hosts().any(|other| host.strip_suffix(other).is_some_and(|rest| rest.ends_with('.')));
+    std::iter::once("localhost").chain(hosts().filter(move |host| !below(host)))
+}
 
 /// So many days from today. (The type that this is has no name in `rcgen`.)
 macro_rules! day {
@@ -167,7 +164,7 @@ pub fn dev_ca(folder: &Path, more: &[String]) -> Result<DevCa, TlsError> {
     let issuer = Issuer::new(params, ca_key);
 
     let key = KeyPair::generate()?;
-    let names: Vec<String> = NAMES.iter().map(ToString::to_string).chain(added).collect();
+    let names: Vec<String> = OWN.into_iter().chain(hosts()).map(str::to_owned).chain(added).collect();
     let mut params = CertificateParams::new(names)?;
     params.distinguished_name.push(DnType::CommonName, "darkroom");
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -190,7 +187,7 @@ fn ca_params(more: &[String]) -> Result<CertificateParams, rcgen::Error> {
         GeneralSubtree::IpAddress(CidrSubnet::V4([127, 0, 0, 0], [255, 0, 0, 0])),
         GeneralSubtree::IpAddress(one_v6()),
     ];
-    let domains = DOMAINS.iter().map(|domain| GeneralSubtree::DnsName((*domain).to_owned()));
+    let domains = domains().map(|domain| GeneralSubtree::DnsName(domain.to_owned()));
     let added = more.iter().map(|name| match name.parse() {
         Ok(std::net::IpAddr::V4(ip)) => GeneralSubtree::IpAddress(CidrSubnet::V4(ip.octets(), [255; 4])),
         Ok(std::net::IpAddr::V6(ip)) => GeneralSubtree::IpAddress(CidrSubnet::V6(ip.octets(), [255; 16])),
@@ -231,6 +228,12 @@ pub fn recipes(made: &DevCa) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_ca_is_good_for_the_domains_that_it_always_was() {
+        let was = ["localhost", "fal.run", "falrun.com", "rest.fal.ai", "rest.alpha.fal.ai", "v3.fal.media"];
+        assert_eq!(domains().collect::<Vec<_>>(), was, "those who trust the old CA have to make and trust a new one");
+    }
 
     #[test]
     fn the_ca_stays_and_the_certificate_does_not() {

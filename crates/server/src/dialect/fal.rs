@@ -90,9 +90,16 @@ pub const PRESETS: [(&str, u32, u32); 6] = [
     ("landscape_16_9", 1024, 576),
 ];
 
-/// fal's own host names, as its clients have them built in.
-pub const HOSTS: [&str; 7] =
-    ["fal.run", "queue.fal.run", "falrun.com", "queue.falrun.com", "rest.fal.ai", "rest.alpha.fal.ai", "v3.fal.media"];
+/// fal's own host names, as its clients have them built in, and the mount that each one's paths have here.
+pub const HOSTS: [(&str, &str); 7] = [
+    ("fal.run", "/fal/run"),
+    ("queue.fal.run", "/fal/queue"),
+    ("falrun.com", "/fal/run"),
+    ("queue.falrun.com", "/fal/queue"),
+    ("rest.fal.ai", "/fal/rest"),
+    ("rest.alpha.fal.ai", "/fal/rest"),
+    ("v3.fal.media", "/fal/cdn"),
+];
 
 /// Which of a model's apps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use axum::http::Method;
 use percent_encoding::percent_decode_str;
 
-use crate::job::Dialect;
+use crate::{dialect::fal::HOSTS, job::Dialect};
 
 /// A path without double and trailing slashes; `None` for one that tries to climb, or that no client would send. What is
 /// percent-encoded stays so: `%2F` is a part of a model's name.
@@ -33,14 +33,8 @@ pub fn reroute(host: &str, path: &str) -> Option<String> {
     let host = host.strip_suffix('.').unwrap_or(host);
     let begins = |prefix: &str| path.strip_prefix(prefix).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     if CANONICAL.iter().all(|mount| !path.starts_with(mount)) && !is_file(path) {
-        let mount = match host {
-            "fal.run" | "falrun.com" => Some("/fal/run"),
-            "rest.fal.ai" | "rest.alpha.fal.ai" => Some("/fal/rest"),
-            "v3.fal.media" | "v3b.fal.media" => Some("/fal/cdn"),
-            _ if host.starts_with("queue.") => Some("/fal/queue"),
-            _ => None,
-        };
-        if let Some(mount) = mount {
+        let known = HOSTS.iter().find(|(known, _)| *known == host).map(|(_, mount)| *mount);
+        if let Some(mount) = known.or_else(|| host.starts_with("queue.").then_some("/fal/queue")) {
             return Some(if path == "/" { mount.into() } else { format!("{mount}{path}") });
         }
     }

@@ -315,9 +315,8 @@ async fn proxy(
         return wrong("the header x-fal-target-url has to be a URL of fal's");
     };
     let host = target.host_str().unwrap_or_default();
-    let Some(path) =
-        (fal::HOSTS.contains(&host)).then(|| guard::reroute(host, target.path().trim_end_matches('/'))).flatten()
-    else {
+    let known = fal::HOSTS.iter().any(|(known, _)| *known == host);
+    let Some(path) = known.then(|| guard::reroute(host, target.path().trim_end_matches('/'))).flatten() else {
         return wrong("the header x-fal-target-url has to be a URL of fal's");
     };
     let path = target.query().map_or_else(|| path.clone(), |query| format!("{path}?{query}"));
