@@ -49,9 +49,9 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    /// Bytes of all blobs.
+    /// Bytes of all blobs; as many as can be counted, if somebody's manifest says more.
     pub fn bytes(&self) -> u64 {
-        self.blobs.values().sum()
+        self.blobs.values().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes))
     }
 
     /// The text of the licence that comes with a model, by its hash.
@@ -123,7 +123,7 @@ pub fn export(
     manifest.check().map_err(|problem| Error::file(to, problem))?;
     let around = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     make_parent(&around.join("x"))?;
-    let needed = manifest.bytes() + (1 << 20);
+    let needed = manifest.bytes().saturating_add(1 << 20);
     if let Some(free) = free_bytes(around)
         && needed > free
     {

@@ -16,6 +16,9 @@ const MOST_PARTS: usize = 100;
 /// Longest value, bytes; files may be longer.
 const LONGEST_VALUE: usize = 1 << 20;
 
+/// A part of this name is a file, whatever is in it: Replicate's uploads.
+const ALWAYS_FILE: &str = "content";
+
 /// A file of a form.
 #[derive(Clone, Debug)]
 pub struct File {
@@ -64,7 +67,8 @@ impl Form {
             let called = part.file_name().map(str::to_owned);
             let mime = part.content_type().map(str::to_owned);
             let bytes = part.bytes().await.map_err(broken)?;
-            if called.is_some() || mime.as_deref().is_some_and(|mime| !mime.starts_with("text/")) {
+            let is_typed = mime.as_deref().is_some_and(|mime| !mime.starts_with("text/"));
+            if called.is_some() || is_typed || name == ALWAYS_FILE {
                 form.files.push(File { name, called, mime, bytes });
                 continue;
             }
@@ -97,7 +101,7 @@ impl Form {
 
 /// Whether a part of this name is a file if it is no text.
 fn holds_file(name: &str) -> bool {
-    matches!(name.split('[').next(), Some("image" | "mask" | "content"))
+    matches!(name.split('[').next(), Some("image" | "mask"))
 }
 
 #[cfg(test)]
@@ -127,6 +131,15 @@ mod tests {
         let form = read("multipart/form-data; boundary=x", body).await.unwrap();
         assert_eq!(form.files("image").next().unwrap().bytes[..], b"\x89PNG"[..]);
         assert_eq!(form.values["image"], "https://a/b.png");
+    }
+
+    #[tokio::test]
+    async fn text_without_a_name_may_be_a_file() {
+        let body = b"--x\r\nContent-Disposition: form-data; name=\"content\"\r\n\r\na,b\r\n\
+            --x\r\nContent-Disposition: form-data; name=\"type\"\r\n\r\ntext/csv\r\n--x--\r\n";
+        let form = read("multipart/form-data; boundary=x", body).await.unwrap();
+        assert_eq!(form.files("content").next().unwrap().bytes[..], b"a,b"[..]);
+        assert_eq!(form.values.into_iter().collect::<Vec<_>>(), [("type".to_owned(), "text/csv".into())]);
     }
 
     #[tokio::test]
