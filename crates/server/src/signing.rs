@@ -68,9 +68,17 @@ impl Signing {
         json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "use": "sig", "alg": "EdDSA", "kid": name, "x": x}]})
     }
 
-    /// The secret of Standard Webhooks. Base 64 with `+` and `/`: Replicate's Python client splits at `_`.
-    pub fn secret(&self) -> String {
-        format!("whsec_{}", BASE64_STANDARD.encode(self.0.standard))
+    /// An owner's secret of Standard Webhooks. Base 64 with `+` and `/`: Replicate's Python client splits at `_`.
+    pub fn secret(&self, owner: &Owner) -> String {
+        format!("whsec_{}", BASE64_STANDARD.encode(self.secret_of(owner)))
+    }
+
+    /// A secret for each owner, so that none can sign for another; the journal's own where all are one, without keys.
+    fn secret_of(&self, owner: &Owner) -> [u8; 32] {
+        if *owner == Owner::anyone() {
+            return self.0.standard;
+        }
+        hmac(&self.0.standard, &[b"webhooks of ", owner.0.as_bytes()])
     }
 
     /// fal's four headers; `at` in seconds.
@@ -86,18 +94,12 @@ impl Signing {
     }
 
     /// The three headers of Standard Webhooks; `at` in seconds.
-    fn standard(&self, id: &str, at: i64, body: &[u8]) -> Vec<(&'static str, String)> {
-        let mut block = [0; 64];
-        block[..32].copy_from_slice(&self.0.standard);
-        // HMAC fills a key up with zeros to the block of its hash; a whole block has no length that could be wrong.
-        let mut mac = Hmac::<Sha256>::new(&block.into());
-        mac.update(format!("{id}.{at}.").as_bytes());
-        mac.update(body);
-        let signature = BASE64_STANDARD.encode(mac.finalize().into_bytes());
+    fn standard(&self, owner: &Owner, id: &str, at: i64, body: &[u8]) -> Vec<(&'static str, String)> {
+        let signature = hmac(&self.secret_of(owner), &[format!("{id}.{at}.").as_bytes(), body]);
         vec![
             ("webhook-id", id.to_owned()),
             ("webhook-timestamp", at.to_string()),
-            ("webhook-signature", format!("v1,{signature}")),
+            ("webhook-signature", format!("v1,{}", BASE64_STANDARD.encode(signature))),
         ]
     }
 
@@ -105,9 +107,21 @@ impl Signing {
         let at = now() / 1000;
         match view.dialect {
             Dialect::Fal => self.fal(view.id.as_str(), &user(&view.owner), at, body),
-            _ => self.standard(notice, at, body),
+            _ => self.standard(&view.owner, notice, at, body),
         }
     }
+}
+
+/// HMAC with SHA-256 of these one after the other.
+fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    let mut block = [0; 64];
+    block[..32].copy_from_slice(key);
+    // HMAC fills a key up with zeros to the block of its hash; a whole block has no length that could be wrong.
+    let mut mac = Hmac::<Sha256>::new(&block.into());
+    for part in parts {
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
 }
 
 /// An owner's name as a header can hold it.
@@ -150,8 +164,21 @@ mod tests {
         let mut key = [0; 32];
         key[..24].copy_from_slice(&secret);
         let signing = Signing::of([0; 32], key);
-        let headers = signing.standard("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
+        let headers = signing.standard(
+            &Owner::anyone(),
+            "msg_p5jXN8AQM9LWM0D4loKWxJek",
+            1_614_265_330,
+            br#"{"test": 2432232314}"#,
+        );
         assert_eq!(header(&headers, "webhook-signature"), "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
-        assert!(signing.secret().starts_with("whsec_") && signing.secret().matches('_').count() == 1);
+        let secrets: Vec<String> =
+            [Owner::anyone(), Owner("a".into()), Owner("b".into())].iter().map(|owner| signing.secret(owner)).collect();
+        assert!(secrets.iter().all(|secret| secret.starts_with("whsec_") && secret.matches('_').count() == 1));
+        assert!(secrets[0] != secrets[1] && secrets[1] != secrets[2] && secrets[0] != secrets[2]);
+        let other = signing.standard(&Owner("a".into()), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b"{}");
+        let secret = BASE64_STANDARD.decode(&secrets[1]["whsec_".len()..]).unwrap().try_into().unwrap();
+        let own = Signing::of([0; 32], secret);
+        let own = own.standard(&Owner::anyone(), "msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, b"{}");
+        assert_eq!(other, own, "signed with the secret that its owner is told");
     }
 }

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::{object, random, random_seed, respond, text, whole, wish};
 use crate::{
-    auth::Caller,
+    auth::{Caller, Scope},
     clock::{after, now},
     config::VendorOutput,
     dialect::{Answer, fal::data_uri, replicate, shortened},
@@ -386,8 +386,10 @@ async fn hardware() -> Response<Body> {
     answered(200, Ok(json!([{"name": "This machine", "sku": "cpu"}])))
 }
 
-async fn webhook_secret(State(server): State<Server>) -> Response<Body> {
-    answered(200, Ok(json!({"key": server.signing.secret()})))
+async fn webhook_secret(State(server): State<Server>, Extension(caller): Extension<Caller>) -> Response<Body> {
+    // Whoever has it can sign what looks like the server's.
+    let may = caller.may(Scope::Generate);
+    answered(200, may.map(|()| json!({"key": server.signing.secret(&caller.owner)})))
 }
 
 /// For the list of models that Replicate's and OpenAI's clients share a path for.
