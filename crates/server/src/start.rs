@@ -194,7 +194,7 @@ impl Running {
         let stop = async move {
             let _ = told.await; // its end is the message
         };
-        listeners.run(plain, tls, stop, grace + LAST_WORDS).await?;
+        listeners.run(plain, tls, stop, grace.saturating_add(LAST_WORDS)).await?;
         if let Err(error) = drained.await {
             tracing::error!(%error, "the jobs were not ended in order");
         }

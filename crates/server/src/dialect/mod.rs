@@ -92,12 +92,18 @@ pub fn exact_size(field: &str, width: u32, height: u32) -> Result<OutputSize, Fa
 
 /// `2026-11-21T09:40:39.730000Z`.
 pub fn instant(at: Millis) -> String {
-    DateTime::from_timestamp_millis(at).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Micros, true)
+    date(at).to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 /// `2026-11-21T09:40:39.730000+00:00`, for readers that know no `Z` (Python before 3.11).
 pub fn instant_with_offset(at: Millis) -> String {
-    DateTime::from_timestamp_millis(at).unwrap_or_default().to_rfc3339_opts(SecondsFormat::Micros, false)
+    date(at).to_rfc3339_opts(SecondsFormat::Micros, false)
+}
+
+/// What never comes is the last instant that has four digits for its year: readers know no others.
+fn date(at: Millis) -> DateTime<chrono::Utc> {
+    const LAST: Millis = 253_402_300_799_999;
+    DateTime::from_timestamp_millis(at.min(LAST)).unwrap_or_default()
 }
 
 /// The object that a body is.
@@ -223,7 +229,7 @@ mod tests {
     fn instants_have_microseconds_and_a_zone() {
         assert_eq!(instant(1_763_718_039_730), "2025-11-21T09:40:39.730000Z");
         assert_eq!(instant_with_offset(1_763_718_039_730), "2025-11-21T09:40:39.730000+00:00");
-        assert_eq!(instant(i64::MAX), "1970-01-01T00:00:00.000000Z");
+        assert_eq!(instant(i64::MAX), "9999-12-31T23:59:59.999000Z");
     }
 
     #[test]
