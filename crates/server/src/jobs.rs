@@ -320,6 +320,25 @@ impl Jobs {
         Ok(found.into_iter().map(live).collect())
     }
 
+    /// An owner's job of a dialect that runs; without one, the first of its jobs that wait.
+    pub fn current(&self, owner: &Owner, dialect: Dialect) -> Option<JobView> {
+        // All that have not ended are in memory.
+        let all = self.0.lock();
+        let mut first: Option<JobView> = None;
+        for live in all.jobs.values() {
+            let shown = live.shown.borrow();
+            let view = &shown.view;
+            let is_one = view.owner == *owner && view.dialect == dialect && !view.state.is_final();
+            let order = |view: &JobView| (view.state != State::Running, view.accepted, view.id.clone());
+            let is_first = || first.as_ref().is_none_or(|first| order(view) < order(first));
+            if is_one && shown.stored == Some(Ok(())) && is_first() {
+                first = Some(view.clone());
+            }
+        }
+        drop(all);
+        first.map(|view| self.0.with_place(view))
+    }
+
     /// Waits until a job has ended.
     pub async fn wait(&self, id: &JobId) -> Option<JobView> {
         let mut last = None;

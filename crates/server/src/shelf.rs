@@ -112,9 +112,11 @@ impl Shelf {
     }
 
     /// Names of all LoRAs in the operator's folder, in order.
-    pub fn loras(&self) -> Vec<String> {
+    pub async fn loras(&self) -> Vec<String> {
         let stock = self.stock();
-        stock.loras.as_deref().map(|folder| list(folder).into_keys().collect()).unwrap_or_default()
+        let names = move || stock.loras.as_deref().map(|folder| list(folder).into_keys().collect());
+        // Folders in folders, perhaps on a network: the threads that serve have other things to do.
+        tokio::task::spawn_blocking(names).await.ok().flatten().unwrap_or_default()
     }
 
     /// The file of a LoRA that a client named. Names are compared with those of the files that are there, so none leads elsewhere.
@@ -218,16 +220,16 @@ mod tests {
         assert_eq!(shelf.wishes(), []);
     }
 
-    #[test]
-    fn loras_are_those_of_the_folder_now() {
+    #[tokio::test]
+    async fn loras_are_those_of_the_folder_now() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(Stock { loras: Some(folder.path().join("loras")), ..Stock::default() });
-        assert!(shelf.loras().is_empty());
+        assert!(shelf.loras().await.is_empty());
         fs::create_dir_all(folder.path().join("loras/people")).unwrap();
         for file in ["loras/ink.safetensors", "loras/people/ann.safetensors", "loras/notes.txt", "secret.safetensors"] {
             fs::write(folder.path().join(file), "x").unwrap();
         }
-        assert_eq!(shelf.loras(), ["ink", "people/ann"]);
+        assert_eq!(shelf.loras().await, ["ink", "people/ann"]);
         assert_eq!(shelf.lora("ink").unwrap().stamp.0, 1);
         for wrong in ["../secret", "people/../ink", "notes", "", "INK", "./ink"] {
             assert!(matches!(shelf.lora(wrong), Err(Fault::Invalid(_))), "{wrong}");

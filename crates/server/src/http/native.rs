@@ -12,13 +12,13 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
-use super::{events, good, object, patience::patient, random_seed, respond, text};
+use super::{events, good, object, patience::patient, random_seed, respond, text, wish};
 use crate::{
     auth::Caller,
     blobs::Purpose,
     clock::now,
     dialect::{Answer, instant, native},
-    error::{Fault, Stage},
+    error::{Fault, Rule, Stage},
     guard::PublicUrl,
     job::{Dialect, JobId, JobView, Made, NewJob},
     server::Server,
@@ -137,25 +137,25 @@ async fn cancel(
     respond(&Answer::new(202, shown(&server, &base, &job)))
 }
 
-#[derive(serde::Deserialize)]
-struct Page {
-    /// The last job of the page before.
-    before: Option<String>,
-    limit: Option<usize>,
-}
-
 async fn list(
     State(server): State<Server>,
     Extension(caller): Extension<Caller>,
     Extension(base): Extension<PublicUrl>,
-    Query(page): Query<Page>,
+    Query(query): Query<Vec<(String, String)>>,
 ) -> Response<Body> {
     let found = async {
-        let before = match page.before {
-            Some(id) => find(&server, &caller, &id).await.map(|job| Some((job.accepted, job.id)))?,
+        // The last job of the page before.
+        let before = match wish(&query, "before") {
+            Some(id) => find(&server, &caller, id).await.map(|job| Some((job.accepted, job.id)))?,
             None => None,
         };
-        let limit = page.limit.unwrap_or(PAGE).clamp(1, PAGE);
+        let limit = match wish(&query, "limit").map(str::parse::<usize>) {
+            Some(Ok(limit)) => limit.clamp(1, PAGE),
+            Some(Err(_)) => {
+                return Err(Fault::invalid("limit", Rule::Other, format!("has to be a number from 1 to {PAGE}")));
+            }
+            None => PAGE,
+        };
         server.jobs.list(&caller.owner, Dialect::Native, before, limit).await
     };
     match found.await {
@@ -200,7 +200,7 @@ async fn follow(
 
 async fn models(State(server): State<Server>) -> Response<Body> {
     let models: Vec<Value> = server.shelf.models().iter().map(model_shown).collect();
-    good(json!({"models": models, "names": server.shelf.stock().listed(), "loras": server.shelf.loras()}))
+    good(json!({"models": models, "names": server.shelf.stock().listed(), "loras": server.shelf.loras().await}))
 }
 
 /// A model as this dialect shows it.

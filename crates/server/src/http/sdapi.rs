@@ -10,17 +10,14 @@ use axum::{
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use super::{good, object, patience::patient, random_seed, respond};
+use super::{good, object, patience::patient, random_seed, respond, wish};
 use crate::{
     auth::Caller,
     dialect::{Answer, sdapi},
     error::Fault,
-    job::{Dialect, JobView, NewJob, State as JobState},
+    job::{Dialect, JobView, NewJob},
     server::Server,
 };
-
-/// Jobs that are looked through for the one that runs.
-const RECENT: usize = 50;
 
 /// The routes.
 pub fn router() -> Router<Server> {
@@ -100,37 +97,20 @@ async fn finished(
     Ok(Answer::new(200, answer))
 }
 
-/// The caller's job that runs; without one, the caller's first that waits.
-async fn running(server: &Server, caller: &Caller) -> Option<JobView> {
-    let jobs = server.jobs.list(&caller.owner, Dialect::Sdapi, None, RECENT).await.ok()?;
-    let mut open: Vec<JobView> = jobs.into_iter().filter(|job| !job.state.is_final()).collect();
-    let runs = open.iter().position(|job| job.state == JobState::Running);
-    match runs {
-        Some(index) => Some(open.swap_remove(index)),
-        None => open.pop(), // the newest are first
-    }
-}
-
-#[derive(serde::Deserialize)]
-struct ProgressQuery {
-    #[serde(default)]
-    skip_current_image: Option<String>,
-}
-
 async fn progress(
     State(server): State<Server>,
     Extension(caller): Extension<Caller>,
-    Query(query): Query<ProgressQuery>,
+    Query(query): Query<Vec<(String, String)>>,
 ) -> Response<Body> {
-    let job = running(&server, &caller).await;
-    let skip = query.skip_current_image.is_some_and(|skip| skip.eq_ignore_ascii_case("true"));
+    let job = server.jobs.current(&caller.owner, Dialect::Sdapi);
+    let skip = wish(&query, "skip_current_image").is_some_and(|skip| skip.eq_ignore_ascii_case("true"));
     let preview = job.as_ref().filter(|_| !skip).and_then(|job| job.previews.last());
     let preview = preview.map(|preview| BASE64_STANDARD.encode(&preview.bytes));
     good(sdapi::progress(job.as_ref(), preview.as_deref(), crate::clock::now()))
 }
 
 async fn interrupt(State(server): State<Server>, Extension(caller): Extension<Caller>) -> Response<Body> {
-    if let Some(job) = running(&server, &caller).await {
+    if let Some(job) = server.jobs.current(&caller.owner, Dialect::Sdapi) {
         server.jobs.cancel(&job.id).await;
     }
     good(json!({}))
@@ -154,6 +134,7 @@ async fn loras(State(server): State<Server>) -> Response<Body> {
     let loras: Vec<Value> = server
         .shelf
         .loras()
+        .await
         .iter()
         .map(|name| json!({"name": name, "alias": name, "path": name, "metadata": {}}))
         .collect();

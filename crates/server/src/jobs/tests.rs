@@ -47,6 +47,24 @@ async fn reopened(folder: &std::path::Path) -> Jobs {
 }
 
 #[tokio::test]
+async fn the_job_that_runs_is_found_behind_any_number_that_wait() {
+    let (jobs, _folder) = testing::jobs(Fake::slow(500)).await;
+    let owner = Owner("one".into());
+    let new = || NewJob { dialect: Dialect::Sdapi, owner: owner.clone(), ..job("a fox") };
+    assert!(jobs.current(&owner, Dialect::Sdapi).is_none());
+    let first = jobs.submit(new()).await.unwrap().id;
+    until("it runs", async || jobs.view(&first).await.is_some_and(|job| job.state == State::Running)).await;
+    for _ in 0..60 {
+        jobs.submit(new()).await.unwrap();
+    }
+    let current = jobs.current(&owner, Dialect::Sdapi).unwrap();
+    assert_eq!((current.id, current.state), (first, State::Running));
+    assert!(
+        jobs.current(&owner, Dialect::Native).is_none() && jobs.current(&Owner::anyone(), Dialect::Sdapi).is_none()
+    );
+}
+
+#[tokio::test]
 async fn a_job_is_followed_to_its_end() {
     let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
     let mut new = job("a fox");
