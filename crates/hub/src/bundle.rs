@@ -51,7 +51,7 @@ pub struct Manifest {
 impl Manifest {
     /// Bytes of all blobs; as many as can be counted, if somebody's manifest says more.
     pub fn bytes(&self) -> u64 {
-        self.blobs.values().fold(0, |sum: u64, bytes| sum.saturating_add(*bytes))
+        self.blobs.values().copied().fold(0, u64::saturating_add)
     }
 
     /// The text of the licence that comes with a model, by its hash.
@@ -314,9 +314,11 @@ pub fn import(
     };
     let missing = |sha: &str| {
         let size = manifest.blobs.get(sha).copied().unwrap_or(0);
-        places.get(sha).map_or(0, |places| places.iter().filter(|place| !is_there(place, size)).count() as u64 * size)
+        let Some(places) = places.get(sha) else { return 0 };
+        let places = places.iter().filter(|place| !is_there(place, size)).count();
+        size.saturating_mul(places as u64)
     };
-    let needed: u64 = manifest.blobs.keys().map(|sha| missing(sha)).sum();
+    let needed = manifest.blobs.keys().map(|sha| missing(sha)).fold(0, u64::saturating_add);
     if let Some(free) = cache.free()
         && needed > free
     {

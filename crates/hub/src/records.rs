@@ -95,7 +95,7 @@ impl Record {
 
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.size).sum()
+        self.files.iter().map(|file| file.size).fold(0, u64::saturating_add)
     }
 
     /// Files that are not in the cache any more, or not whole.

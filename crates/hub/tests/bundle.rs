@@ -170,6 +170,7 @@ fn what_was_changed_on_the_way_is_refused() {
     refused(&with_manifest("repository", rewritten("\"q/krea\"", "\"../..\"")), "cannot be read");
     refused(&with_manifest("name", rewritten("\"name\": \"krea\"", "\"name\": \"../../evil\"")), "cannot be used");
     refused(&with_manifest("size", rewritten("\"size\": 90000", "\"size\": 90001")), "contradicts itself");
+    refused(&with_manifest("sizes", rewritten(": 90000", ": 18446744073709551615")), "free");
     refused(&with_manifest("version", rewritten("\"version\": 1", "\"version\": 2")), "of version 2");
     refused(&with_manifest("kind", rewritten("darkroom-bundle", "something")), "is no bundle");
     refused(&with_manifest("empty", "{}".into()), "cannot be read");
