@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -16,11 +16,13 @@ use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 
 use crate::{
-    clock::now,
+    clock::{Millis, now},
     dialect::{fal, native, replicate},
+    error::Fault,
     fetch::Unsent,
     http,
     job::{Dialect, JobId, JobView, Moment, State},
+    outbox::Outbox,
     records::Notice,
     server::Server,
 };
@@ -45,7 +47,8 @@ const IDLE: Duration = Duration::from_secs(30);
 
 /// Tells notices for as long as the server runs, for a task of its own. `base`: the server's public URL where no request says it.
 pub async fn deliver(server: Server, base: String) {
-    let courier = Courier { server, base: base.into() };
+    let ledger = Ledger::new(server.jobs.outbox().clone());
+    let courier = Courier { server, ledger: ledger.into(), base: base.into() };
     tokio::join!(courier.clone().tell_all(), courier.tell_logs());
 }
 
@@ -59,9 +62,54 @@ enum Told {
     Never,
 }
 
+/// What is to be written of a notice after a try.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Noted {
+    Done,
+    /// It is tried again then.
+    Later(Millis),
+}
+
+/// Writes what became of notices. What the journal does not take is remembered, so that a disk that is full lets nobody be told
+/// the same each second.
+struct Ledger {
+    outbox: Outbox,
+    unwritten: Mutex<HashMap<i64, Noted>>,
+}
+
+impl Ledger {
+    fn new(outbox: Outbox) -> Self {
+        Self { outbox, unwritten: Mutex::default() }
+    }
+
+    fn unwritten(&self) -> MutexGuard<'_, HashMap<i64, Noted>> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does the try, unless one was done that only is not written yet, and writes what came of it.
+    async fn note(&self, id: i64, once: impl Future<Output = Noted>) -> Result<(), Fault> {
+        let before = self.unwritten().get(&id).copied().filter(|noted| match noted {
+            Noted::Done => true,
+            Noted::Later(at) => *at > now(),
+        });
+        let noted = match before {
+            Some(noted) => noted,
+            None => once.await,
+        };
+        self.unwritten().insert(id, noted);
+        match noted {
+            Noted::Done => self.outbox.done(id).await,
+            Noted::Later(at) => self.outbox.later(id, at).await,
+        }?;
+        self.unwritten().remove(&id);
+        Ok(())
+    }
+}
+
 #[derive(Clone)]
 struct Courier {
     server: Server,
+    ledger: Arc<Ledger>,
     base: Arc<str>,
 }
 
@@ -80,27 +128,28 @@ impl Courier {
         }
     }
 
-    /// One try.
     async fn tell(&self, notice: Notice) {
-        let outbox = self.server.jobs.outbox();
+        if let Err(fault) = self.ledger.note(notice.id, self.once(&notice)).await {
+            tracing::warn!(job = %notice.job, %fault, "what became of a webhook is not on the disk");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// One try.
+    async fn once(&self, notice: &Notice) -> Noted {
         let told = match self.server.jobs.view(&notice.job).await {
             Some(view) => {
                 self.send(&view, notice.moment, &notice.url, &format!("msg_{}_{}", notice.job, notice.id)).await
             }
             None => Told::Yes, // the job is forgotten, and so is its notice
         };
-        let again = pause(notice.moment, notice.tries).filter(|_| told == Told::NotYet);
-        let noted = match again {
-            Some(seconds) => outbox.later(notice.id, now() + seconds * 1000).await,
-            None => outbox.done(notice.id).await,
-        };
-        if told != Told::Yes && again.is_none() {
+        if let Some(seconds) = pause(notice.moment, notice.tries).filter(|_| told == Told::NotYet) {
+            return Noted::Later(now() + seconds * 1000);
+        }
+        if told != Told::Yes {
             tracing::warn!(job = %notice.job, "a webhook was not taken and is given up");
         }
-        if let Err(fault) = noted {
-            tracing::warn!(job = %notice.job, %fault, "a webhook may be told twice");
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        }
+        Noted::Done
     }
 
     async fn send(&self, view: &JobView, moment: Moment, url: &str, id: &str) -> Told {
@@ -202,7 +251,48 @@ fn not_ended(mut prediction: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::Millis;
+    use crate::{
+        job::{NewJob, Webhook},
+        testing::{self, Fake, job},
+    };
+
+    #[tokio::test]
+    async fn nobody_is_told_again_because_the_disk_is_full() {
+        let (jobs, folder) = testing::jobs(Fake::default()).await;
+        let webhook = Some(Webhook { url: "http://example.com/hook".into(), moments: vec![Moment::Completed] });
+        let job = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap();
+        jobs.wait(&job.id).await;
+        let outbox = jobs.outbox().clone();
+        let due = || outbox.due(now() + 100_000, 10);
+        let id = due().await.unwrap()[0].id;
+        let disk = rusqlite::Connection::open(folder.path().join("darkroom.sqlite")).unwrap();
+        let full = "CREATE TRIGGER full_1 BEFORE UPDATE ON notices BEGIN SELECT RAISE(FAIL, 'full'); END;
+                    CREATE TRIGGER full_2 BEFORE DELETE ON notices BEGIN SELECT RAISE(FAIL, 'full'); END;";
+        let room = "DROP TRIGGER full_1; DROP TRIGGER full_2;";
+        let ledger = Ledger::new(outbox.clone());
+        let tries = std::sync::atomic::AtomicU32::new(0);
+        let told = async |noted: Noted| {
+            let once = async {
+                tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                noted
+            };
+            ledger.note(id, once).await.is_ok()
+        };
+        let tried = || tries.load(std::sync::atomic::Ordering::SeqCst);
+
+        disk.execute_batch(full).unwrap();
+        let later = now() + 60_000;
+        assert!(!told(Noted::Later(later)).await && !told(Noted::Done).await && tried() == 1);
+        disk.execute_batch(room).unwrap();
+        assert!(told(Noted::Done).await && tried() == 1);
+        assert_eq!((due().await.unwrap()[0].tries, outbox.next().await.unwrap()), (1, Some(later)));
+
+        disk.execute_batch(full).unwrap();
+        assert!(!told(Noted::Done).await && !told(Noted::Done).await && tried() == 2);
+        disk.execute_batch(room).unwrap();
+        assert!(told(Noted::Done).await && tried() == 2 && due().await.unwrap().is_empty());
+        assert!(ledger.unwritten().is_empty());
+    }
 
     #[test]
     fn the_end_is_tried_ten_times_in_two_hours_and_the_rest_twice() {

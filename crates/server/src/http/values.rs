@@ -132,6 +132,6 @@ mod tests {
         packed.extend(u32::MAX.to_be_bytes());
         packed.resize(MOST + 100, 0);
         assert!(message_pack(&packed).unwrap_err().to_string().contains("more than 200000 values"));
-        assert!(message_pack(&[0x91; 100_000]).is_err() && json("[".repeat(100_000).as_bytes()).is_err());
+        assert!(message_pack(&vec![0x91; 100_000]).is_err() && json("[".repeat(100_000).as_bytes()).is_err());
     }
 }
