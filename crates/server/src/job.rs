@@ -170,6 +170,9 @@ pub struct Webhook {
     pub url: String,
     /// About what; which of them make sense is the dialect's matter.
     pub moments: Vec<Moment>,
+    /// What begins the URLs in what is told: as whoever asked reached this server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
 }
 
 /// A moment in a job's life.

@@ -435,8 +435,8 @@ impl Jobs {
     }
 
     /// Where somebody wants to be told about a job that has not ended.
-    pub fn webhook_url(&self, id: &JobId) -> Option<String> {
-        self.0.lock().jobs.get(id)?.webhook.as_ref().map(|webhook| webhook.url.clone())
+    pub fn webhook(&self, id: &JobId) -> Option<Webhook> {
+        self.0.lock().jobs.get(id)?.webhook.clone()
     }
 
     /// Whether it is over: nothing is accepted any more.

@@ -49,6 +49,8 @@ pub struct Notice {
     pub moment: Moment,
     /// Where to.
     pub url: String,
+    /// See [`Webhook::base`].
+    pub base: Option<String>,
     /// When it happened.
     pub made: Millis,
     /// How often it was tried.
@@ -260,7 +262,9 @@ pub(crate) fn add_notices(
 
 /// Notices whose time has come, the oldest first; of each job only the first, so that they arrive in order.
 pub(crate) fn due_notices(connection: &Connection, now: Millis, limit: usize) -> rusqlite::Result<Vec<Notice>> {
-    let sql = "SELECT id, job, moment, url, made, tries FROM notices AS this WHERE due <= ?1
+    let sql = "SELECT id, job, moment, url, made, tries,
+                      (SELECT json_extract(webhook, '$.base') FROM jobs WHERE jobs.id = this.job)
+               FROM notices AS this WHERE due <= ?1
                AND NOT EXISTS (SELECT 1 FROM notices AS other WHERE other.job = this.job AND other.id < this.id)
                ORDER BY due, id LIMIT ?2";
     let mut statement = connection.prepare_cached(sql)?;
@@ -272,6 +276,7 @@ pub(crate) fn due_notices(connection: &Connection, now: Millis, limit: usize) ->
             url: row.get(3)?,
             made: row.get(4)?,
             tries: row.get(5)?,
+            base: row.get(6)?,
         })
     };
     statement.query_map((now, i64::try_from(limit).unwrap_or(i64::MAX)), read)?.collect()

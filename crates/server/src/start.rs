@@ -159,8 +159,10 @@ impl Running {
             started: now() / 1000,
         });
         let _ = looked_up.set(server.clone()); // the only place where it is set
-        let base = config.public_url.clone().or_else(|| listeners.urls().into_iter().next()).unwrap_or_default();
-        tokio::spawn(webhook::deliver(server.clone(), base.trim_end_matches('/').to_owned()));
+        // All addresses of a machine are none that anybody can ask.
+        let base = listeners.urls().into_iter().next().unwrap_or_default();
+        let base = base.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+        tokio::spawn(webhook::deliver(server.clone(), base));
         let studio = (shelf, blobs.clone(), config.metadata);
         let worker = worker::spawn(jobs, move || Studio::new(studio.0, studio.1, studio.2))?;
         tokio::spawn(blobs.keep_sweeping(SWEEP));

@@ -45,7 +45,8 @@ const LOG_PAUSE: Duration = Duration::from_millis(500);
 /// How long the outbox is left alone when there is nothing in it, or when it cannot be read.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Tells notices for as long as the server runs, for a task of its own. `base`: the server's public URL where no request says it.
+/// Tells notices for as long as the server runs, for a task of its own. `base`: what begins URLs of jobs of which it is not known
+/// how they were asked for.
 pub async fn deliver(server: Server, base: String) {
     let ledger = Ledger::new(server.jobs.outbox().clone());
     let courier = Courier { server, ledger: ledger.into(), base: base.into() };
@@ -139,7 +140,8 @@ impl Courier {
     async fn once(&self, notice: &Notice) -> Noted {
         let told = match self.server.jobs.view(&notice.job).await {
             Some(view) => {
-                self.send(&view, notice.moment, &notice.url, &format!("msg_{}_{}", notice.job, notice.id)).await
+                let (url, base) = (&notice.url, notice.base.as_deref());
+                self.send(&view, notice.moment, url, base, &format!("msg_{}_{}", notice.job, notice.id)).await
             }
             None => Told::Yes, // the job is forgotten, and so is its notice
         };
@@ -152,8 +154,10 @@ impl Courier {
         Noted::Done
     }
 
-    async fn send(&self, view: &JobView, moment: Moment, url: &str, id: &str) -> Told {
-        let body = Bytes::from(self.body(view, moment).await.to_string());
+    async fn send(&self, view: &JobView, moment: Moment, url: &str, base: Option<&str>, id: &str) -> Told {
+        let public = self.server.config.public_url.as_deref().map(|url| url.trim_end_matches('/'));
+        let base = public.or(base).unwrap_or(&self.base);
+        let body = Bytes::from(self.body(view, moment, base).await.to_string());
         let signed = self.server.signing.headers(view, id, &body);
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -173,8 +177,8 @@ impl Courier {
         }
     }
 
-    async fn body(&self, view: &JobView, moment: Moment) -> Value {
-        let (server, base) = (&self.server, &*self.base);
+    async fn body(&self, view: &JobView, moment: Moment, base: &str) -> Value {
+        let server = &self.server;
         match view.dialect {
             Dialect::Fal => match http::fal::output(&server.blobs, view, base).await {
                 Ok(output) => fal::notice(view, output),
@@ -208,14 +212,14 @@ impl Courier {
             if last.contains_key(&id) {
                 continue;
             }
-            let (Some(view), Some(url)) = (self.server.jobs.view(&id).await, self.server.jobs.webhook_url(&id)) else {
+            let (Some(view), Some(hook)) = (self.server.jobs.view(&id).await, self.server.jobs.webhook(&id)) else {
                 continue;
             };
             last.insert(id.clone(), Instant::now());
             let this = self.clone();
             tokio::spawn(async move {
                 let name = format!("msg_{id}_log{}", view.logs.len());
-                this.send(&view, Moment::Logs, &url, &name).await;
+                this.send(&view, Moment::Logs, &hook.url, hook.base.as_deref(), &name).await;
             });
         }
     }
@@ -259,7 +263,8 @@ mod tests {
     #[tokio::test]
     async fn nobody_is_told_again_because_the_disk_is_full() {
         let (jobs, folder) = testing::jobs(Fake::default()).await;
-        let webhook = Some(Webhook { url: "http://example.com/hook".into(), moments: vec![Moment::Completed] });
+        let webhook =
+            Some(Webhook { url: "http://example.com/hook".into(), moments: vec![Moment::Completed], base: None });
         let job = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap();
         jobs.wait(&job.id).await;
         let outbox = jobs.outbox().clone();

@@ -239,7 +239,7 @@ fn new_job(pictures: bool) -> NewJob {
         given: pictures.then(url).into_iter().collect(),
         ..Ask::text("pocket", "a fox")
     };
-    let webhook = Webhook { url: "http://example.com".into(), moments: vec![Moment::Completed] };
+    let webhook = Webhook { url: "http://example.com".into(), moments: vec![Moment::Completed], base: None };
     NewJob { webhook: Some(webhook), ..NewJob::plain(ask) }
 }
 

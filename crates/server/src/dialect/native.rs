@@ -128,7 +128,11 @@ pub fn ask(
         priority: if values.the_text("priority") == "low" { Priority::Low } else { Priority::Normal },
         start_by: after("start_within"),
         finish_by: after("finish_within"),
-        webhook: values.text("webhook").map(|url| Webhook { url: url.to_owned(), moments: vec![Moment::Completed] }),
+        webhook: values.text("webhook").map(|url| Webhook {
+            url: url.to_owned(),
+            moments: vec![Moment::Completed],
+            base: None,
+        }),
         wait: values.the_flag("wait"),
         ask: Ask {
             mode,

@@ -157,7 +157,7 @@ pub fn webhook(body: &Map<String, Value>) -> Result<Option<Webhook>, Fault> {
             )
         })?,
     };
-    Ok(Some(Webhook { url, moments }))
+    Ok(Some(Webhook { url, moments, base: None }))
 }
 
 /// How long a request is held, from `Prefer: wait` or `wait=5`: half a second less than asked for, because the client gives up

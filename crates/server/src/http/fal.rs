@@ -274,7 +274,11 @@ async fn submit(
     body: &[u8],
 ) -> Response<Body> {
     let Some((app, model)) = served(server, path) else { return respond(&fal::no_app(path)) };
-    let webhook = webhook.map(|url| Webhook { url: url.to_owned(), moments: vec![Moment::Completed] });
+    let webhook = webhook.map(|url| Webhook {
+        url: url.to_owned(),
+        moments: vec![Moment::Completed],
+        base: Some(base.0.to_string()),
+    });
     if let Err(fault) = server.may_tell("fal_webhook", webhook.as_ref()) {
         return refused(&fault);
     }

@@ -20,7 +20,7 @@ use crate::{
     dialect::{Answer, instant, native},
     error::{Fault, Rule, Stage},
     guard::PublicUrl,
-    job::{Dialect, JobId, JobView, Made, NewJob},
+    job::{Dialect, JobId, JobView, Made, NewJob, Webhook},
     server::Server,
     shelf::ModelState,
 };
@@ -80,7 +80,7 @@ async fn submit(
             start_by: asked.start_by,
             finish_by: asked.finish_by,
             only_while_held: asked.wait,
-            webhook: asked.webhook,
+            webhook: asked.webhook.map(|webhook| Webhook { base: Some(base.0.to_string()), ..webhook }),
             ..NewJob::new(Dialect::Native, &caller.owner, "jobs", Ok(asked.ask))
         };
         Ok((server.submit(&caller, new).await?, asked.wait))

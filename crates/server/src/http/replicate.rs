@@ -27,7 +27,7 @@ use crate::{
     error::{Fault, Rule},
     guard::PublicUrl,
     hex::hex,
-    job::{Dialect, JobId, JobView, NewJob},
+    job::{Dialect, JobId, JobView, NewJob, Webhook},
     server::Server,
 };
 
@@ -159,6 +159,7 @@ async fn create(
     let input = body.get("input").cloned().unwrap_or(Value::Null);
     let wait = replicate::wait(text(headers, "prefer"));
     let webhook = replicate::webhook(&body)?;
+    let webhook = webhook.map(|webhook| Webhook { base: Some(base.0.to_string()), ..webhook });
     server.may_tell("webhook", webhook.as_ref())?;
     let time = replicate::cancel_after(text(headers, "cancel-after"))?;
     let new = NewJob {

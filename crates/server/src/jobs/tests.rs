@@ -341,7 +341,7 @@ async fn deadlines_are_kept() {
 async fn webhooks_are_in_the_outbox_until_they_were_told() {
     let (jobs, folder) = testing::jobs(Fake::default()).await;
     let moments = vec![Moment::Start, Moment::Output, Moment::Logs, Moment::Completed];
-    let webhook = Some(Webhook { url: "http://example.com/hook".into(), moments });
+    let webhook = Some(Webhook { url: "http://example.com/hook".into(), moments, base: Some("http://box.lan".into()) });
     let mut chatter = jobs.chatter();
     let view = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap();
     wait(&jobs, &view.id).await;
@@ -357,6 +357,7 @@ async fn webhooks_are_in_the_outbox_until_they_were_told() {
             continue;
         }
         assert_eq!((&notice.job, notice.url.as_str(), notice.tries), (&view.id, "http://example.com/hook", 1));
+        assert_eq!(notice.base.as_deref(), Some("http://box.lan"));
         told.push(notice.moment);
         jobs.outbox().done(notice.id).await.unwrap();
     }
