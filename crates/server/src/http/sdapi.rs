@@ -48,11 +48,13 @@ async fn img2img(server: State<Server>, caller: Extension<Caller>, body: Bytes) 
 async fn make(
     State(server): State<Server>,
     Extension(caller): Extension<Caller>,
-    body: Bytes,
+    bytes: Bytes,
     from_picture: bool,
 ) -> Response<Body> {
     let made = async {
-        let body = object(&body)?;
+        let body = object(&bytes)?;
+        // The answer may take minutes.
+        drop(bytes);
         let asked = sdapi::ask(&body, from_picture, &|name| server.model(name), random_seed())?;
         let endpoint = if from_picture { "img2img" } else { "txt2img" };
         let new = NewJob {
