@@ -87,7 +87,7 @@ async fn main() {
     for number in 0..jobs_wanted {
         let loras = name.iter().filter(|_| number % 3 == 0).map(|name| (name.clone(), 0.5)).collect();
         let taken =
-            jobs.submit(new_job(if number % 2 == 0 { "one" } else { "two" }, number as u64, loras)).await.unwrap();
+            jobs.submit(new_job(if number % 2 == 0 { "one" } else { "two" }, number as u64, loras)).await.unwrap().0;
         *current.lock().unwrap() = Some(taken.id.clone());
         let end = jobs.wait(&taken.id).await.unwrap();
         assert!(end.fault().is_none(), "{:?}", end.fault());

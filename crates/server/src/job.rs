@@ -129,7 +129,7 @@ pub struct NewJob {
     pub start_by: Option<Millis>,
     /// If it has not ended by then it is cancelled.
     pub finish_by: Option<Millis>,
-    /// Ends when nobody waits for it any more (see `Jobs::hold`): for callers that have no other way to get the result.
+    /// Ends when nobody waits for it any more (see `Jobs::submit`): for callers that have no other way to get the result.
     pub only_while_held: bool,
     /// Who wants to be told.
     pub webhook: Option<Webhook>,

@@ -233,21 +233,22 @@ impl Jobs {
     }
 
     /// Takes a job; when this returns it is on the disk and will end exactly once. A job of the same owner with the same
-    /// idempotency key that asks for the same is given back instead. If the caller goes away before that, a job that is kept only while it is held is
-    /// cancelled; otherwise call [`Jobs::hold`] before anything else is awaited.
+    /// idempotency key that asks for the same is given back instead. A job that is kept only while somebody waits for it ends when the
+    /// [`Hold`] is dropped, and also when the caller goes away before there is one.
     ///
     /// # Errors
     /// [`Fault::Full`], [`Fault::Unavailable`], [`Fault::Invalid`] of a key that another request had: nothing was taken then.
-    pub async fn submit(&self, new: NewJob) -> Result<JobView, Fault> {
+    pub async fn submit(&self, new: NewJob) -> Result<(JobView, Hold), Fault> {
         if let Some(key) = new.idempotency_key.clone() {
             let owner = new.owner.clone();
             let same = self.0.journal.read(move |connection| records::id_by_key(connection, &owner, &key)).await?;
             if let Some(id) = same {
+                let hold = self.hold(&id);
                 if self.is_given_up(&id) {
                     // Its key is free afterwards.
                     let _ = self.wait(&id).await;
                 } else if let Some(view) = self.view(&id).await {
-                    return again(&new, view);
+                    return Ok((again(&new, view)?, hold));
                 }
             }
         }
@@ -255,18 +256,13 @@ impl Jobs {
         let mut random = [0; 26];
         getrandom::fill(&mut random).map_err(|_| Fault::Failed("the system gives no random numbers".into()))?;
         let record = Record::new(JobId::from_random(random), new, now());
-        let (mut shown, guard) = self.0.enter(record, most_of_owner)?;
+        let id = record.id.clone();
+        let (mut shown, hold) = self.0.enter(record, most_of_owner)?;
         let stored = shown.wait_for(|shown| shown.stored.is_some()).await;
         let shown = stored.map_err(|_| Fault::Unavailable("the server is shutting down".into()))?.clone();
         shown.stored.unwrap_or(Ok(()))?;
         let view = self.0.with_place(shown.view);
-        match guard {
-            Some(mut guard) => {
-                guard.armed = false;
-                Ok(view)
-            }
-            None => again(&asked, view),
-        }
+        if view.id == id { Ok((view, hold)) } else { Ok((again(&asked, view)?, hold)) }
     }
 
     /// Whether a job is about to end because nobody waits for it any more.
@@ -340,13 +336,18 @@ impl Jobs {
     }
 
     /// Waits until a job has ended.
-    pub async fn wait(&self, id: &JobId) -> Option<JobView> {
+    ///
+    /// # Errors
+    /// [`Fault::Failed`] if it is not known (any more).
+    pub async fn wait(&self, id: &JobId) -> Result<JobView, Fault> {
         let mut last = None;
-        let mut views = self.follow(id).await?;
-        while let Some(view) = views.next().await {
-            last = Some(view);
+        if let Some(mut views) = self.follow(id).await {
+            while let Some(view) = views.next().await {
+                last = Some(view);
+            }
         }
-        last.filter(|view| view.state.is_final())
+        let ended = last.filter(|view| view.state.is_final());
+        ended.ok_or_else(|| Fault::Failed("the job is not known any more".into()))
     }
 
     /// A view now and at each change: state, place in line, step, log, preview. Changes that come faster than they are looked
@@ -398,12 +399,8 @@ impl Jobs {
 
     /// Says that somebody waits for a job. When the last that did is gone, a job that was asked for with `only_while_held` is
     /// cancelled.
-    #[must_use = "the job may be cancelled as soon as this is dropped"]
-    pub fn hold(&self, id: &JobId) -> Hold {
-        if let Some(live) = self.0.lock().jobs.get_mut(id) {
-            live.holders += 1;
-        }
-        Hold { shared: self.0.clone(), id: id.clone() }
+    fn hold(&self, id: &JobId) -> Hold {
+        self.0.hold(&mut self.0.lock(), id)
     }
 
     /// How many jobs there are and were.
@@ -524,7 +521,8 @@ pub(crate) enum Next {
     Closed,
 }
 
-/// Somebody waits for a job; see [`Jobs::hold`].
+/// Somebody waits for a job; see [`Jobs::submit`].
+#[must_use = "the job may be cancelled as soon as this is dropped"]
 pub struct Hold {
     shared: Arc<Shared>,
     id: JobId,
@@ -543,21 +541,6 @@ impl Drop for Hold {
         live.holders = live.holders.saturating_sub(1);
         if live.holders == 0 && live.only_while_held {
             self.shared.apply(&mut all, Event::Cancel(self.id.clone()));
-        }
-    }
-}
-
-/// Cancels what was being submitted by a caller who went away.
-struct Submitting {
-    shared: Arc<Shared>,
-    id: JobId,
-    armed: bool,
-}
-
-impl Drop for Submitting {
-    fn drop(&mut self) {
-        if self.armed {
-            self.shared.apply(&mut self.shared.lock(), Event::Cancel(self.id.clone()));
         }
     }
 }

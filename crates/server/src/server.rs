@@ -12,7 +12,7 @@ use crate::{
     fetch::Fetcher,
     guard::Room,
     job::{JobView, NewJob, Webhook},
-    jobs::Jobs,
+    jobs::{Hold, Jobs},
     journal::Journal,
     metrics::Metrics,
     reload::{Reload, ReloadError, Reloaded},
@@ -88,7 +88,7 @@ impl Server {
     ///
     /// # Errors
     /// [`Fault::Full`], [`Fault::Flagged`], or what [`Jobs::submit`] says.
-    pub async fn submit(&self, caller: &Caller, mut new: NewJob) -> Result<JobView, Fault> {
+    pub async fn submit(&self, caller: &Caller, mut new: NewJob) -> Result<(JobView, Hold), Fault> {
         if let Ok(ask) = &mut new.ask {
             ask.keep_seconds = ask.keep_seconds.min(self.config.store.results.as_secs());
         }

@@ -303,7 +303,7 @@ mod tests {
         let jobs = Jobs::open(journal, Arc::new(Unfetched::default()), Settings::default(), metrics).await.unwrap();
         let given = vec![Source::Blob { id: waiting.clone(), field: "image".into() }];
         let ask = Ask { mode: Mode::Image { strength: 0.5 }, given, ..Ask::text("pocket", "a fox") };
-        jobs.submit(NewJob::plain(ask)).await.unwrap();
+        let _ = jobs.submit(NewJob::plain(ask)).await.unwrap();
         jobs.drain(Duration::ZERO).await;
         drop(jobs);
 

@@ -265,8 +265,8 @@ mod tests {
         let (jobs, folder) = testing::jobs(Fake::default()).await;
         let webhook =
             Some(Webhook { url: "http://example.com/hook".into(), moments: vec![Moment::Completed], base: None });
-        let job = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap();
-        jobs.wait(&job.id).await;
+        let job = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap().0;
+        jobs.wait(&job.id).await.unwrap();
         let outbox = jobs.outbox().clone();
         let due = || outbox.due(now() + 100_000, 10);
         let id = due().await.unwrap()[0].id;

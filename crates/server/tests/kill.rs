@@ -183,7 +183,7 @@ async fn child(folder: &Path, finish: bool) {
         let (pictures, cancels) = (random.below(3) == 0, random.below(8) == 0);
         tokio::spawn(async move {
             let view = match jobs.submit(new_job(pictures)).await {
-                Ok(view) => view,
+                Ok((view, _)) => view,
                 Err(fault) => return say(&format!("refused {fault}")),
             };
             say(&format!("accepted {}", view.id));

@@ -50,7 +50,7 @@ fn ask(prompt: &str) -> Ask {
 
 impl Bench {
     async fn end(&self, ask: Ask) -> JobView {
-        let taken = self.jobs.submit(NewJob { ask: Ok(ask), ..job("") }).await.unwrap();
+        let taken = self.jobs.submit(NewJob { ask: Ok(ask), ..job("") }).await.unwrap().0;
         self.jobs.wait(&taken.id).await.unwrap()
     }
 
@@ -180,7 +180,7 @@ async fn progress_previews_and_cancelling() {
     let size = OutputSize::Exact { width: 128, height: 128 };
     let taken =
         bench.jobs.submit(NewJob { ask: Ok(Ask { steps: 60, previews, size, ..ask("a fox") }), ..job("") }).await;
-    let mut views = bench.jobs.follow(&taken.unwrap().id).await.unwrap();
+    let mut views = bench.jobs.follow(&taken.unwrap().0.id).await.unwrap();
     let mut seen = Vec::new();
     while let Some(view) = futures_util::StreamExt::next(&mut views).await {
         seen.extend(view.previews.iter().map(|preview| (preview.step, preview.index, preview.mime)));
@@ -200,7 +200,7 @@ async fn progress_previews_and_cancelling() {
     assert!(!seen.is_empty() && seen.iter().all(|seen| drawn.contains(seen)), "{seen:?}");
 
     let long = Ask { steps: 1000, pictures: 64, ..ask("a fox") };
-    let taken = bench.jobs.submit(NewJob { ask: Ok(long), ..job("") }).await.unwrap();
+    let taken = bench.jobs.submit(NewJob { ask: Ok(long), ..job("") }).await.unwrap().0;
     let mut views = bench.jobs.follow(&taken.id).await.unwrap();
     while futures_util::StreamExt::next(&mut views).await.unwrap().progress.is_none() {}
     let start = Instant::now();

@@ -162,11 +162,10 @@ async fn run(
     if let Err(fault) = &new.ask {
         return refused(fault);
     }
-    let job = match server.submit(&caller, new).await {
-        Ok(job) => job,
+    let (job, hold) = match server.submit(&caller, new).await {
+        Ok(taken) => taken,
         Err(fault) => return refused(&fault),
     };
-    let hold = server.jobs.hold(&job.id);
     let id = job.id.clone();
     let response = if app.door == Door::Stream {
         streamed(server, job, hold, base).await
@@ -285,7 +284,7 @@ async fn submit(
     let app = App { door: Door::Run, ..app };
     let new = NewJob { only_while_held: false, webhook, ..new_job(&app, model, caller, headers, body) };
     match server.submit(caller, new).await {
-        Ok(job) => named(respond(&Answer::new(200, fal::submitted(&job, &queue_url(base)))), &job.id),
+        Ok((job, _)) => named(respond(&Answer::new(200, fal::submitted(&job, &queue_url(base)))), &job.id),
         Err(fault) => refused(&fault),
     }
 }

@@ -83,13 +83,13 @@ async fn submit(
             webhook: asked.webhook.map(|webhook| Webhook { base: Some(base.0.to_string()), ..webhook }),
             ..NewJob::new(Dialect::Native, &caller.owner, "jobs", Ok(asked.ask))
         };
-        Ok((server.submit(&caller, new).await?, asked.wait))
+        let (job, hold) = server.submit(&caller, new).await?;
+        Ok((job, asked.wait.then_some(hold)))
     };
     match submitted.await {
         Err(fault) => refused(&fault),
-        Ok((job, false)) => respond(&Answer::new(202, shown(&server, &base, &job))),
-        Ok((job, true)) => {
-            let hold = server.jobs.hold(&job.id);
+        Ok((job, None)) => respond(&Answer::new(202, shown(&server, &base, &job))),
+        Ok((job, Some(hold))) => {
             patient(async move {
                 let job = server.jobs.wait(&job.id).await.unwrap_or(job);
                 drop(hold);

@@ -170,11 +170,10 @@ async fn make(
         only_while_held: true,
         ..NewJob::new(Dialect::OpenAi, &caller.owner, endpoint, Ok(asked.ask.clone()))
     };
-    let job = server.submit(caller, new).await?;
+    let (job, hold) = server.submit(caller, new).await?;
     // Those of a job that was asked for before stay with it, and these go.
     let its = |draft: &Draft| job.ask.iter().any(|ask| ask.blobs().any(|id| id == draft.id()));
     drafts.into_iter().filter(its).for_each(Draft::keep);
-    let hold = server.jobs.hold(&job.id);
     let base = base.0.clone();
     let server = server.clone();
     if asked.stream {
@@ -189,8 +188,7 @@ async fn make(
 }
 
 async fn finished(server: &Server, id: &JobId, ask: &Ask, deliver: Deliver, base: &str) -> Result<Answer, Fault> {
-    let gone = || Fault::Failed("the job is not known any more".into());
-    let job = server.jobs.wait(id).await.ok_or_else(gone)?;
+    let job = server.jobs.wait(id).await?;
     if let Some(fault) = job.fault() {
         return Err(fault.clone());
     }

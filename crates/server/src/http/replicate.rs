@@ -170,7 +170,7 @@ async fn create(
         secret: Some(hex(&random::<20>())),
         ..NewJob::new(Dialect::Replicate, &caller.owner, name, Ok(replicate::ask(model, &input, random_seed())?))
     };
-    let job = server.submit(caller, new).await?;
+    let (job, _) = server.submit(caller, new).await?;
     let Some(wait) = wait else { return Ok(shown(server, &job, base).await) };
     Ok(match ended(server, &job.id, wait).await {
         Some(job) => shown(server, &job, base).await,
@@ -179,7 +179,7 @@ async fn create(
 }
 
 async fn ended(server: &Server, id: &JobId, wait: Duration) -> Option<JobView> {
-    tokio::time::timeout(wait, server.jobs.wait(id)).await.ok().flatten()
+    tokio::time::timeout(wait, server.jobs.wait(id)).await.ok()?.ok()
 }
 
 async fn show(

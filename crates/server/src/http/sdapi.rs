@@ -61,8 +61,7 @@ async fn make(
             only_while_held: true,
             ..NewJob::new(Dialect::Sdapi, &caller.owner, endpoint, Ok(asked.ask.clone()))
         };
-        let job = server.submit(&caller, new).await?;
-        let hold = server.jobs.hold(&job.id);
+        let (job, hold) = server.submit(&caller, new).await?;
         let server = server.clone();
         let answer = async move {
             let answer = finished(&server, &job, &asked, &body).await;
@@ -80,8 +79,7 @@ async fn finished(
     asked: &sdapi::Asked,
     body: &serde_json::Map<String, Value>,
 ) -> Result<Answer, Fault> {
-    let gone = || Fault::Failed("the job is not known any more".into());
-    let job = server.jobs.wait(&job.id).await.ok_or_else(gone)?;
+    let job = server.jobs.wait(&job.id).await?;
     // Front ends that interrupted look at an answer without pictures, not at an error.
     if let Some(fault) = job.fault().filter(|fault| **fault != Fault::Cancelled) {
         return Err(fault.clone());

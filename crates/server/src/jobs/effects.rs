@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{All, Live, Prepare, Run, Settings, Shared, Shown, Submitting, Taken};
+use super::{All, Hold, Live, Prepare, Run, Settings, Shared, Shown, Taken};
 use crate::{
     ask::{Ask, Source},
     blobs::{BlobId, Draft},
@@ -92,27 +92,36 @@ impl Shared {
         self: &Arc<Self>,
         record: Record,
         most_of_owner: Option<usize>,
-    ) -> Result<(watch::Receiver<Shown>, Option<Submitting>), Fault> {
+    ) -> Result<(watch::Receiver<Shown>, Hold), Fault> {
         let mut all = self.lock();
         let id = record.id.clone();
         match self.apply(&mut all, Event::Submit(Ticket { most_of_owner, ..ticket(&record) })).pop() {
             Some(Effect::Refuse(fault)) => Err(fault),
             Some(Effect::Same(id)) => {
                 let shown = all.jobs.get(&id).map(|live| live.shown.subscribe());
-                shown.map(|shown| (shown, None)).ok_or_else(|| Fault::Failed("a job was lost".into()))
+                let shown = shown.ok_or_else(|| Fault::Failed("a job was lost".into()))?;
+                Ok((shown, self.hold(&mut all, &id)))
             }
             _ => {
-                let guard = Submitting { shared: self.clone(), id: id.clone(), armed: record.only_while_held };
                 let shown = all.add(record.clone(), None);
+                let hold = self.hold(&mut all, &id);
                 drop(all);
                 let shared = self.clone();
                 self.journal.write_then(
                     move |connection| records::insert(connection, &record),
                     move |result| shared.stored(&id, result),
                 );
-                Ok((shown, Some(guard)))
+                Ok((shown, hold))
             }
         }
+    }
+
+    /// Says that somebody waits for a job.
+    pub(super) fn hold(self: &Arc<Self>, all: &mut All, id: &JobId) -> Hold {
+        if let Some(live) = all.jobs.get_mut(id) {
+            live.holders += 1;
+        }
+        Hold { shared: self.clone(), id: id.clone() }
     }
 
     /// Called on the journal's thread.

@@ -33,6 +33,12 @@ async fn die(jobs: Jobs) {
     jobs.0.journal.flush().await;
 }
 
+/// Whoever holds this does not go before the process dies.
+fn waits_for_good(hold: Hold) {
+    hold.shared.lock().jobs.get_mut(&hold.id).unwrap().holders += 1;
+    drop(hold);
+}
+
 /// As after a process that ended: the journal's lock is free when nobody holds it.
 async fn reopened(folder: &std::path::Path) -> Jobs {
     for _ in 0..600 {
@@ -52,10 +58,10 @@ async fn the_job_that_runs_is_found_behind_any_number_that_wait() {
     let owner = Owner("one".into());
     let new = || NewJob { dialect: Dialect::Sdapi, owner: owner.clone(), ..job("a fox") };
     assert!(jobs.current(&owner, Dialect::Sdapi).is_none());
-    let first = jobs.submit(new()).await.unwrap().id;
+    let first = jobs.submit(new()).await.unwrap().0.id;
     until("it runs", async || jobs.view(&first).await.is_some_and(|job| job.state == State::Running)).await;
     for _ in 0..60 {
-        jobs.submit(new()).await.unwrap();
+        let _ = jobs.submit(new()).await.unwrap();
     }
     let current = jobs.current(&owner, Dialect::Sdapi).unwrap();
     assert_eq!((current.id, current.state), (first, State::Running));
@@ -70,7 +76,7 @@ async fn a_job_is_followed_to_its_end() {
     let mut new = job("a fox");
     new.ask = Ok(Ask { previews: Previews { count: 1, full_size: false }, pictures: 2, ..ask("a fox") });
     new.secret = Some("hidden".into());
-    let taken = jobs.submit(new).await.unwrap();
+    let taken = jobs.submit(new).await.unwrap().0;
     assert_eq!(taken.outcome, None);
     let mut seen = Vec::new();
     let mut previews = 0;
@@ -100,7 +106,7 @@ async fn failures_stay_their_own() {
     let (jobs, _folder) = testing::jobs(Fake::default()).await;
     let mut ends = Vec::new();
     for prompt in ["panic", "fail", "flag", "fine"] {
-        let view = jobs.submit(job(prompt)).await.unwrap();
+        let view = jobs.submit(job(prompt)).await.unwrap().0;
         ends.push(wait(&jobs, &view.id).await);
     }
     assert!(matches!(ends[0].fault(), Some(Fault::Failed(why)) if !why.contains("asked for")));
@@ -109,7 +115,7 @@ async fn failures_stay_their_own() {
     assert_eq!(ends[3].state, State::Succeeded);
     // Accepted first, told later.
     let wrong = Fault::invalid("steps", crate::error::Rule::AtMost(50.0), "has to be at most 50");
-    let view = jobs.submit(NewJob { ask: Err(wrong.clone()), ..job("x") }).await.unwrap();
+    let view = jobs.submit(NewJob { ask: Err(wrong.clone()), ..job("x") }).await.unwrap().0;
     assert_eq!(wait(&jobs, &view.id).await.fault(), Some(&wrong));
 }
 
@@ -122,17 +128,17 @@ async fn pictures_are_fetched_first() {
     worker::spawn(jobs.clone(), Fake::default).unwrap();
     let source = |url: &str| Source::Url { url: url.into(), field: "image_url".into() };
     let given = |url: &str| NewJob { ask: Ok(Ask { given: vec![source(url)], ..ask("a fox") }), ..job("a fox") };
-    let view = jobs.submit(given("data:image/gif;base64,AAAA")).await.unwrap();
+    let view = jobs.submit(given("data:image/gif;base64,AAAA")).await.unwrap().0;
     let end = wait(&jobs, &view.id).await;
     let blob = Source::Blob { id: Fake::blob(7), field: "image_url".into() };
     assert_eq!((end.state, &end.ask.unwrap().given[..]), (State::Succeeded, &[blob][..]));
     until("it went with its job", async || *gone.lock().unwrap() == [Fake::blob(7)]).await;
     // The first of two that cannot both be had goes, too.
     let two = Ask { mask: Some(source("data:broken")), ..given("http://a/b").ask.unwrap() };
-    let view = jobs.submit(NewJob { ask: Ok(two), ..job("a fox") }).await.unwrap();
+    let view = jobs.submit(NewJob { ask: Ok(two), ..job("a fox") }).await.unwrap().0;
     assert_eq!(wait(&jobs, &view.id).await.state, State::Failed);
     assert_eq!(gone.lock().unwrap().len(), 2);
-    let view = jobs.submit(given("data:broken")).await.unwrap();
+    let view = jobs.submit(given("data:broken")).await.unwrap().0;
     let end = wait(&jobs, &view.id).await;
     assert!(matches!(end.fault(), Some(Fault::Picture { field, .. }) if field == "image_url"));
     let left = Source::Url { url: "data:".into(), field: "image_url".into() };
@@ -143,8 +149,8 @@ async fn pictures_are_fetched_first() {
 async fn a_cancelled_job_ends_whether_it_waits_or_runs() {
     let (jobs, _folder) = testing::jobs(Fake::slow(50)).await;
     let long = || NewJob { ask: Ok(Ask { steps: 10_000, ..ask("long") }), ..job("long") };
-    let first = jobs.submit(long()).await.unwrap();
-    let second = jobs.submit(long()).await.unwrap();
+    let first = jobs.submit(long()).await.unwrap().0;
+    let second = jobs.submit(long()).await.unwrap().0;
     until("it runs", async || jobs.view(&first.id).await.unwrap().state == State::Running).await;
     assert_eq!(jobs.view(&second.id).await.unwrap().position, Some(0));
     assert_eq!(jobs.cancel(&second.id).await, Cancelling::Requested);
@@ -160,8 +166,8 @@ async fn what_only_a_caller_waits_for_ends_with_the_caller() {
     let (jobs, _folder) = testing::jobs(Fake::slow(50)).await;
     let steps = Ask { steps: 10_000, ..ask("long") };
     let held = NewJob { ask: Ok(steps), only_while_held: true, ..job("long") };
-    let view = jobs.submit(held.clone()).await.unwrap();
-    let (one, other) = (jobs.hold(&view.id), jobs.hold(&view.id));
+    let (view, one) = jobs.submit(held.clone()).await.unwrap();
+    let other = jobs.hold(&view.id);
     until("it runs", async || jobs.view(&view.id).await.unwrap().state == State::Running).await;
     drop(one);
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -185,23 +191,23 @@ async fn the_same_key_is_the_same_job() {
     let (jobs, folder) = testing::jobs(Fake::default()).await;
     let keyed = || NewJob { idempotency_key: Some("k".into()), ..job("a fox") };
     let (one, two) = tokio::join!(jobs.submit(keyed()), jobs.submit(keyed()));
-    let (one, two) = (one.unwrap(), two.unwrap());
+    let (one, two) = (one.unwrap().0, two.unwrap().0);
     assert_eq!(one.id, two.id);
     wait(&jobs, &one.id).await;
-    assert_eq!(jobs.submit(keyed()).await.unwrap().id, one.id, "also when it has ended");
+    assert_eq!(jobs.submit(keyed()).await.unwrap().0.id, one.id, "also when it has ended");
     jobs.drain(Duration::ZERO).await;
     drop(jobs);
     let jobs = reopened(folder.path()).await;
-    assert_eq!(jobs.submit(keyed()).await.unwrap().id, one.id, "also after a restart");
+    assert_eq!(jobs.submit(keyed()).await.unwrap().0.id, one.id, "also after a restart");
 }
 
 #[tokio::test]
 async fn a_key_is_for_one_request() {
     let (jobs, _folder) = testing::jobs(Fake::slow(5)).await;
     let keyed = |ask: Ask| NewJob { idempotency_key: Some("k".into()), ask: Ok(ask), ..job("") };
-    let first = jobs.submit(keyed(ask("a fox"))).await.unwrap();
+    let first = jobs.submit(keyed(ask("a fox"))).await.unwrap().0;
     // The seed was chosen by chance.
-    assert_eq!(jobs.submit(keyed(Ask { seed: 7, ..ask("a fox") })).await.unwrap().id, first.id);
+    assert_eq!(jobs.submit(keyed(Ask { seed: 7, ..ask("a fox") })).await.unwrap().0.id, first.id);
     let other = jobs.submit(keyed(ask("a hare"))).await;
     assert!(matches!(&other, Err(Fault::Invalid(wrong)) if wrong[0].field == "idempotency-key"), "{other:?}");
     let elsewhere = NewJob { dialect: Dialect::Fal, ..keyed(ask("a fox")) };
@@ -215,11 +221,9 @@ async fn a_key_is_for_one_request() {
         ask: Ok(Ask { steps: 50, ..ask("a fox") }),
         ..job("")
     };
-    let left = jobs.submit(held()).await.unwrap();
-    drop(jobs.hold(&left.id));
-    let again = jobs.submit(held()).await.unwrap();
+    let left = jobs.submit(held()).await.unwrap().0;
+    let (again, _hold) = jobs.submit(held()).await.unwrap();
     assert_ne!(again.id, left.id);
-    let _hold = jobs.hold(&again.id);
     assert_eq!(wait(&jobs, &left.id).await.state, State::Cancelled);
     assert_eq!(wait(&jobs, &again.id).await.state, State::Succeeded);
 }
@@ -240,7 +244,7 @@ async fn a_key_has_its_own_limit_however_many_ask_at_once() {
 #[tokio::test]
 async fn what_cannot_be_read_is_left_out_of_a_list() {
     let (jobs, _folder) = testing::jobs(Fake::default()).await;
-    let ids = [jobs.submit(job("one")).await.unwrap().id, jobs.submit(job("two")).await.unwrap().id];
+    let ids = [jobs.submit(job("one")).await.unwrap().0.id, jobs.submit(job("two")).await.unwrap().0.id];
     for id in &ids {
         wait(&jobs, id).await;
     }
@@ -257,9 +261,10 @@ async fn what_cannot_be_read_is_left_out_of_a_list() {
 async fn a_restart_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let jobs = idle(folder.path()).await;
-    let first = jobs.submit(job("one")).await.unwrap();
-    let second = jobs.submit(NewJob { only_while_held: true, ..job("two") }).await.unwrap();
-    let third = jobs.submit(NewJob { priority: Priority::Low, ..job("three") }).await.unwrap();
+    let first = jobs.submit(job("one")).await.unwrap().0;
+    let (second, hold) = jobs.submit(NewJob { only_while_held: true, ..job("two") }).await.unwrap();
+    waits_for_good(hold);
+    let third = jobs.submit(NewJob { priority: Priority::Low, ..job("three") }).await.unwrap().0;
     // The worker began with the first, and the process died.
     let Next::Job(lost) = jobs.take(PATIENCE) else { panic!("nothing to do") };
     drop(lost);
@@ -292,7 +297,7 @@ async fn a_job_that_takes_the_process_with_it_is_given_up() {
     for start in 0..3 {
         let jobs = reopened(folder.path()).await;
         if start == 0 {
-            id = Some(jobs.submit(job("deadly")).await.unwrap().id);
+            id = Some(jobs.submit(job("deadly")).await.unwrap().0.id);
         }
         let Next::Job(taken) = jobs.take(PATIENCE) else { panic!("nothing to do") };
         drop(taken);
@@ -306,9 +311,9 @@ async fn a_job_that_takes_the_process_with_it_is_given_up() {
 #[tokio::test]
 async fn draining_lets_the_running_job_end_or_gives_it_back() {
     let (jobs, folder) = testing::jobs(Fake::slow(20)).await;
-    let short = jobs.submit(job("short")).await.unwrap();
+    let short = jobs.submit(job("short")).await.unwrap().0;
     until("it runs", async || jobs.view(&short.id).await.unwrap().state == State::Running).await;
-    let waiting = jobs.submit(NewJob { ask: Ok(Ask { steps: 10_000, ..ask("long") }), ..job("long") }).await.unwrap();
+    let waiting = jobs.submit(NewJob { ask: Ok(Ask { steps: 10_000, ..ask("long") }), ..job("long") }).await.unwrap().0;
     jobs.drain(PATIENCE).await;
     assert_eq!(jobs.view(&short.id).await.unwrap().state, State::Succeeded);
     assert_eq!(jobs.view(&waiting.id).await.unwrap().state, State::Queued);
@@ -331,8 +336,8 @@ async fn draining_lets_the_running_job_end_or_gives_it_back() {
 async fn deadlines_are_kept() {
     let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
     let long = || Ok(Ask { steps: 10_000, ..ask("long") });
-    let cut = jobs.submit(NewJob { ask: long(), finish_by: Some(now() + 300), ..job("long") }).await.unwrap();
-    let late = jobs.submit(NewJob { start_by: Some(now() + 100), ..job("late") }).await.unwrap();
+    let cut = jobs.submit(NewJob { ask: long(), finish_by: Some(now() + 300), ..job("long") }).await.unwrap().0;
+    let late = jobs.submit(NewJob { start_by: Some(now() + 100), ..job("late") }).await.unwrap().0;
     assert!(matches!(wait(&jobs, &late.id).await.fault(), Some(Fault::TimedOut(_))));
     assert_eq!(wait(&jobs, &cut.id).await.state, State::Cancelled);
 }
@@ -343,7 +348,7 @@ async fn webhooks_are_in_the_outbox_until_they_were_told() {
     let moments = vec![Moment::Start, Moment::Output, Moment::Logs, Moment::Completed];
     let webhook = Some(Webhook { url: "http://example.com/hook".into(), moments, base: Some("http://box.lan".into()) });
     let mut chatter = jobs.chatter();
-    let view = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap();
+    let view = jobs.submit(NewJob { webhook, ..job("a fox") }).await.unwrap().0;
     wait(&jobs, &view.id).await;
     assert_eq!(chatter.recv().await.unwrap(), view.id);
     jobs.drain(Duration::ZERO).await;
@@ -370,7 +375,7 @@ async fn old_jobs_are_forgotten() {
     let (jobs, _folder) = testing::jobs(Fake::default()).await;
     let mut ids = Vec::new();
     for _ in 0..4 {
-        let view = jobs.submit(NewJob { raw: json!({}), ..job("a fox") }).await.unwrap();
+        let view = jobs.submit(NewJob { raw: json!({}), ..job("a fox") }).await.unwrap().0;
         wait(&jobs, &view.id).await;
         ids.push(view.id);
     }
@@ -384,8 +389,8 @@ async fn old_jobs_are_forgotten() {
 #[tokio::test]
 async fn a_full_disk_is_told_and_survived() {
     let (jobs, _folder) = testing::jobs(Fake::slow(20)).await;
-    let running = jobs.submit(NewJob { ask: Ok(Ask { steps: 20, ..ask("long") }), ..job("long") }).await.unwrap();
-    let waiting = jobs.submit(job("waiting")).await.unwrap();
+    let running = jobs.submit(NewJob { ask: Ok(Ask { steps: 20, ..ask("long") }), ..job("long") }).await.unwrap().0;
+    let waiting = jobs.submit(job("waiting")).await.unwrap().0;
     until("it runs", async || jobs.view(&running.id).await.unwrap().state == State::Running).await;
     let journal = jobs.0.journal.clone();
     let most = |pages: u32| {
@@ -398,7 +403,7 @@ async fn a_full_disk_is_told_and_survived() {
     let mut refused = None;
     for _ in 0..50 {
         match jobs.submit(large()).await {
-            Ok(view) => drop(jobs.cancel(&view.id).await),
+            Ok((view, _)) => drop(jobs.cancel(&view.id).await),
             Err(fault) => refused = Some(fault),
         }
     }
@@ -408,7 +413,7 @@ async fn a_full_disk_is_told_and_survived() {
     most(1_000_000).await.unwrap();
     assert_eq!(wait(&jobs, &running.id).await.state, State::Succeeded);
     assert_eq!(wait(&jobs, &waiting.id).await.state, State::Succeeded);
-    let after = jobs.submit(job("after")).await.unwrap();
+    let after = jobs.submit(job("after")).await.unwrap().0;
     assert_eq!(wait(&jobs, &after.id).await.state, State::Succeeded);
     assert!(!journal.is_failing());
     for id in [&running.id, &waiting.id, &after.id] {
@@ -426,7 +431,7 @@ async fn a_journal_cut_anywhere_opens() {
     let mut sizes = Vec::new();
     let wal = folder.path().join(format!("{}-wal", crate::journal::FILE));
     for _ in 0..6 {
-        jobs.submit(job("a fox")).await.unwrap();
+        let _ = jobs.submit(job("a fox")).await.unwrap();
         sizes.push(std::fs::metadata(&wal).unwrap().len());
     }
     let (main, log) = (std::fs::read(folder.path().join(crate::journal::FILE)).unwrap(), std::fs::read(&wal).unwrap());
@@ -455,7 +460,7 @@ async fn looking_while_a_job_begins_holds_nobody_up() {
     let (jobs, _folder) = testing::jobs_in(folder, Fake::default()).await;
     let many = async {
         for _ in 0..60 {
-            let taken = jobs.submit(job("a fox")).await.unwrap();
+            let taken = jobs.submit(job("a fox")).await.unwrap().0;
             let looking = (0..200).map(|_| {
                 let (jobs, id) = (jobs.clone(), taken.id.clone());
                 tokio::spawn(async move { jobs.wait(&id).await.unwrap().state })

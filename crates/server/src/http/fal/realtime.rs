@@ -166,12 +166,10 @@ impl Talk {
         let request = input.get_mut("request_id").map(Value::take);
         drop(input);
         let jobs = &self.server.jobs;
-        let job = self.server.submit(&caller, new).await?;
+        let (job, _hold) = self.server.submit(&caller, new).await?;
         // The queue counts it now.
         drop(asked);
-        let _hold = jobs.hold(&job.id);
-        let gone = || Fault::Failed("the job is not known any more".into());
-        let job = jobs.wait(&job.id).await.ok_or_else(gone)?;
+        let job = jobs.wait(&job.id).await?;
         if let Some(fault) = job.fault() {
             return Err(fault.clone());
         }
