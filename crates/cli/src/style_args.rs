@@ -46,7 +46,7 @@ impl StyleArgs {
     pub(crate) fn apply(&self, request: &mut Request) -> flux::Result<()> {
         if self.style.len() > MAX_STYLES {
             let problem = format!("{} are given; at most {MAX_STYLES} are possible", self.style.len());
-            return Err(flux::Error::Asked { field: "style", problem });
+            return Err(flux::Error::Asked { field: "style", problem, hint: None });
         }
         if let Some(path) = &self.redux {
             request.redux = Some(flux::image_file::open("redux", path)?.picture);
@@ -55,7 +55,7 @@ impl StyleArgs {
             let (path, weight) = split(text);
             if !(0.0..=1.0).contains(&weight) {
                 let problem = format!("'{text}' has the weight {weight}; 0 to 1 are possible");
-                return Err(flux::Error::Asked { field: "style", problem });
+                return Err(flux::Error::Asked { field: "style", problem, hint: None });
             }
             let picture = flux::image_file::open("style", &path)?.picture;
             request.styles.push(Style { picture, weight });

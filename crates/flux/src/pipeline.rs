@@ -608,6 +608,6 @@ impl Pipeline {
                 "try --precision f32; if that does not help, the weights may be damaged"
             }
         };
-        Error::Degenerate(format!("{what}; nothing was saved; hint: {hint}"))
+        Error::degenerate(what).hint(hint)
     }
 }

@@ -241,16 +241,15 @@ pub(crate) fn refuse(plan: &Plan, size: Size, at: impl Fn(Size) -> Result<Plan>)
         _ => {}
     }
     let problem = format!(
-        "{}×{} pixels take {} while the {} works, {} more than the {} there are; hint: {}",
+        "{}×{} pixels take {} while the {} works, {} more than the {} there are",
         size.width,
         size.height,
         shown(plan.least_bytes()),
         largest.map_or("model", |part| part.name),
         shown(missing),
         shown(limit),
-        hints.join(", or ")
     );
-    Error::asked("memory_limit", problem)
+    Error::asked("memory_limit", problem).hint(hints.join(", or "))
 }
 
 /// `1.25GB`, rounded up so that it may be asked for.

@@ -175,9 +175,8 @@ impl Request {
         let untouched = self.pictures.start.as_ref().is_some_and(|start| start.strength <= 0.0);
         if untouched && self.style_pictures().next().is_some() {
             let field = self.style_field();
-            let problem =
-                format!("is 0, which gives the picture back as it is: --{field} would change nothing; hint: up to 1");
-            return Err(Error::asked("strength", problem));
+            let problem = format!("is 0, which gives the picture back as it is: {field} would change nothing");
+            return Err(Error::asked("strength", problem).hint(format!("up to 1, or no --{field}")));
         }
         Ok(())
     }

@@ -444,19 +444,19 @@ fn logged(model: &str, error: &Error) -> Fault {
     told(error)
 }
 
-/// What the caller hears of an error.
+/// What the caller hears of an error: the problem, without the hint, which is for the command line.
 fn told(error: &Error) -> Fault {
     match error {
-        Error::Asked { field: "memory_limit", problem } => {
+        Error::Asked { field: "memory_limit", problem, .. } => {
             Fault::Failed(format!("there is too little memory: {problem}"))
         }
-        Error::Asked { field: field @ ("image" | "mask"), problem } => {
+        Error::Asked { field: field @ ("image" | "mask"), problem, .. } => {
             let kind = if problem.contains("at least") { PictureFault::TooSmall } else { PictureFault::Decode };
             Fault::Picture { field: (*field).to_owned(), kind, message: problem.clone() }
         }
-        Error::Asked { field, problem } => Fault::invalid(*field, Rule::Other, problem.clone()),
+        Error::Asked { field, problem, .. } => Fault::invalid(*field, Rule::Other, problem.clone()),
         Error::Refused(refused) => refused.into(),
-        Error::Degenerate(problem) => Fault::Failed(problem.clone()),
+        Error::Degenerate { problem, .. } => Fault::Failed(problem.clone()),
         Error::Cancelled => Fault::Cancelled,
         _ => Fault::Failed("a file of the model cannot be used; the server's log says why".into()),
     }

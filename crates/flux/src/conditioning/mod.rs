@@ -136,9 +136,8 @@ impl Start {
             }
         }
         if kind == Kind::Fill && !self.keeps_some() {
-            let problem =
-                "is missing: a Fill model paints what a mask or margins leave open; hint: --mask FILE, or --outpaint";
-            return Err(Error::asked("mask", problem));
+            let problem = "is missing: a Fill model paints what a mask or margins leave open";
+            return Err(Error::asked("mask", problem).hint("--mask FILE, or --outpaint"));
         }
         if self.keeps_some() && self.strength <= 0.0 {
             return Err(Error::asked("strength", "is 0, so that nothing would be painted; hint: up to 1"));
@@ -319,24 +318,21 @@ impl Pictures {
         if let Some(start) = &self.start {
             start.check(kind)?;
         } else if kind == Kind::Fill {
-            let problem = "is missing: a Fill model paints a part of a picture; hint: --image FILE with --mask FILE or \
-                           --outpaint LEFT,TOP,RIGHT,BOTTOM";
-            return Err(Error::asked("image", problem));
+            let hint = "--image FILE with --mask FILE or --outpaint LEFT,TOP,RIGHT,BOTTOM";
+            return Err(Error::asked("image", "is missing: a Fill model paints a part of a picture").hint(hint));
         }
         match (&self.control, kind) {
             (None, Kind::Control) => {
-                let problem = "is missing: this model follows a control picture; hint: --control FILE with its edges or depth, or \
-                               --canny FILE to have the edges found";
-                return Err(Error::asked("control", problem));
+                let hint = "--control FILE with its edges or depth, or --canny FILE to have the edges found";
+                return Err(Error::asked("control", "is missing: this model follows a control picture").hint(hint));
             }
             (Some(_), Kind::Base | Kind::Fill | Kind::Kontext) => {
                 let problem = "was given, but this model follows none; hint: FLUX.1-Canny-dev and FLUX.1-Depth-dev do";
                 return Err(Error::asked("control", problem));
             }
             (Some(Control::Canny(_)), Kind::Control) if family == Family::Depth => {
-                let problem =
-                    "are edges (--canny), but this model follows depth; hint: --control FILE with a depth map";
-                return Err(Error::asked("control", problem));
+                let problem = "are edges (canny), but this model follows depth";
+                return Err(Error::asked("control", problem).hint("--control FILE with a depth map"));
             }
             _ => {}
         }
@@ -454,7 +450,9 @@ mod tests {
             }),
         ];
         for (field, word, kind, family, pictures) in wrong {
-            let error = pictures.check(kind, family, 16).expect_err(word).to_string();
+            let error = pictures.check(kind, family, 16).expect_err(word);
+            assert!(matches!(&error, Error::Asked { problem, .. } if !problem.contains("--")), "{error:?}");
+            let error = error.to_string();
             assert!(error.starts_with(field) && error.contains(word), "{error} should be about {field}, {word}");
         }
         none().check(Kind::Kontext, Family::Kontext, 16).unwrap();

@@ -89,9 +89,9 @@ impl Lora {
             }
         }
         if groups.is_empty() {
-            let problem = "holds no LoRA: no tensor is called like 'lora_down', 'lora_A', 'lokr_w1', 'hada_w1_a' or 'diff'; \
-                           hint: 'darkroom inspect' tells what it is";
-            return Err(Error::file(path, problem));
+            let problem =
+                "holds no LoRA: no tensor is called like 'lora_down', 'lora_A', 'lokr_w1', 'hada_w1_a' or 'diff'";
+            return Err(Error::file(path, problem).hint("'darkroom inspect' tells what it is"));
         }
         let peft = Peft::read(&checkpoint).map_err(|problem| Error::file(path, problem))?;
         let id = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -263,8 +263,8 @@ impl ModelFiles {
                 let Some(checkpoint) = folder.checkpoint(&format!("{dir}/{stem}"))? else { continue };
                 let checkpoint = Arc::new(checkpoint);
                 let mut part = Part::find(&checkpoint, component).ok_or_else(|| {
-                    let hint = "hint: 'darkroom inspect' tells what it is";
-                    Error::file(checkpoint.origin(), format!("holds no {}; {hint}", component.name()))
+                    Error::file(checkpoint.origin(), format!("holds no {}", component.name()))
+                        .hint("'darkroom inspect' tells what it is")
                 })?;
                 let config = format!("{dir}/config.json");
                 let json = folder.text(&config)?;

@@ -113,7 +113,8 @@ impl ModelSpec {
             "{pull}give a path to a diffusers folder, a ComfyUI models folder, a .safetensors or a .gguf file, or one of the names \
              krea, dev, schnell, kontext, fill, canny, depth, pocket"
         );
-        Err(Error::asked("model", format!("there is no file, folder or known model '{model}'{tried}; hint: {hint}")))
+        let problem = format!("there is no file, folder or known model '{model}'{tried}");
+        Err(Error::asked("model", problem).hint(hint))
     }
 
     /// Files that are known by a name; those that are given here go before them.
@@ -417,8 +418,9 @@ fn choose_transformer(candidates: &[Candidate], tree: &Path) -> Result<PathBuf> 
         (_, []) => Err(Error::file(
             tree,
             "holds neither 'model_index.json' (a diffusers folder) nor a FLUX file in 'diffusion_models', 'unet' or \
-             'checkpoints' (a ComfyUI tree); hint: name the file itself with --transformer",
-        )),
+             'checkpoints' (a ComfyUI tree)",
+        )
+        .hint("name the file itself with --transformer")),
         _ => {
             let names: Vec<String> = found.iter().map(|p| format!("'{}'", p.display())).collect();
             Err(Error::file(tree, format!("holds several FLUX models: {}; hint: name one", names.join(", "))))

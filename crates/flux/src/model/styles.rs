@@ -98,11 +98,10 @@ impl StyleSearch {
         let mut looked: Vec<String> = folders.collect();
         looked.extend(self.places.as_ref().map(Places::list).filter(|list| !list.is_empty()));
         let looked = if looked.is_empty() { "nowhere".into() } else { looked.join(", ") };
-        let problem = format!(
-            "needs {}, not found; looked in {looked}; hint: --redux-model FOLDER (of FLUX.1-Redux-dev), or --redux-model FILE \
-             and --vision-model FILE, or put them into ComfyUI's 'style_models' and 'clip_vision'",
-            files.join(" and ")
-        );
-        Error::asked(field, problem)
+        let problem = format!("needs {}, not found; looked in {looked}", files.join(" and "));
+        Error::asked(field, problem).hint(
+            "--redux-model FOLDER (of FLUX.1-Redux-dev), or --redux-model FILE and --vision-model FILE, or put them into ComfyUI's \
+             'style_models' and 'clip_vision'",
+        )
     }
 }

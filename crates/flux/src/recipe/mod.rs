@@ -392,8 +392,8 @@ fn find(paths: &SearchPaths, folders: &[&str], name: &str, flag: &str) -> Result
     } else {
         format!("looked in {}", looked.join(", "))
     };
-    let hint = format!("set COMFYUI_PATH, or say {flag}");
-    Err(graph::wrong(format!("needs the file '{shown}', which is not there ({looked}); hint: {hint}")))
+    let problem = format!("needs the file '{shown}', which is not there ({looked})");
+    Err(graph::wrong(problem).hint(format!("set COMFYUI_PATH, or say {flag}")))
 }
 
 fn is_picture(bytes: &[u8]) -> bool {
@@ -429,9 +429,9 @@ impl Recipe {
 }
 
 /// An error about a file's contents, with the file.
-fn in_file(error: Error, path: &Path) -> Error {
-    match error {
-        Error::Asked { field, problem } => Error::asked(field, format!("'{}' {problem}", path.display())),
-        other => other,
+fn in_file(mut error: Error, path: &Path) -> Error {
+    if let Error::Asked { problem, .. } = &mut error {
+        *problem = format!("'{}' {problem}", path.display());
     }
+    error
 }

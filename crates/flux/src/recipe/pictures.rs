@@ -185,7 +185,7 @@ impl MaskAsked {
                 let Some(alpha) = alpha else {
                     let file = shortened(&self.picture.file);
                     let problem = format!("paints anew where '{file}' is transparent, which it is nowhere");
-                    return Err(wrong(format!("{problem}; hint: --mask FILE, white where to paint")));
+                    return Err(wrong(problem).hint("--mask FILE, white where to paint"));
                 };
                 alpha.iter().map(|alpha| 255 - alpha).collect()
             }
@@ -311,8 +311,8 @@ fn find(name: &str, flag: &str, places: Places<'_>) -> Result<PathBuf> {
     }
     let looked: Vec<String> = folders.iter().map(|folder| format!("'{}'", folder.display())).collect();
     let looked = if looked.is_empty() { "nowhere".into() } else { looked.join(", ") };
-    let hint = format!("hint: put it beside the workflow, set COMFYUI_PATH, or say {flag}");
-    Err(wrong(format!("needs the picture '{shown}', which is not there (looked in {looked}); {hint}")))
+    let problem = format!("needs the picture '{shown}', which is not there (looked in {looked})");
+    Err(wrong(problem).hint(format!("put it beside the workflow, set COMFYUI_PATH, or say {flag}")))
 }
 
 #[cfg(test)]

@@ -136,10 +136,8 @@ impl FluxConfig {
     pub fn from_weights(weights: &Weights, origin: &std::path::Path) -> Result<Self> {
         let shape = |name: &str| {
             weights.stored_shape(name).filter(|s| !s.is_empty()).ok_or_else(|| {
-                Error::file(
-                    origin,
-                    format!("is not a FLUX transformer: it lacks '{name}'; hint: 'darkroom inspect' tells what it is"),
-                )
+                Error::file(origin, format!("is not a FLUX transformer: it lacks '{name}'"))
+                    .hint("'darkroom inspect' tells what it is")
             })
         };
         let img_in = shape("img_in.weight")?;

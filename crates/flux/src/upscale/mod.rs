@@ -217,7 +217,7 @@ impl Upscaler {
                 let to = &mut result[y * result_row + 3 * scale * own_columns.start..][..count];
                 for (to, &value) in to.iter_mut().zip(from) {
                     if value.is_nan() {
-                        return Err(Error::Degenerate(format!("'{}' gave what is no number", self.name)));
+                        return Err(Error::degenerate(format!("'{}' gave what is no number", self.name)));
                     }
                     *to = to_u8(value);
                 }

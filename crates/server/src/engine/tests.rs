@@ -370,3 +370,21 @@ async fn models_are_loaded_and_unloaded_as_somebody_wishes() {
     bench.shelf.replace(Stock { models: vec![pocket("pocket"), pocket("other")], ..Stock::default() });
     become_loaded([false, false]).await;
 }
+
+/// Flags of the command line are nothing that a client could say.
+#[test]
+fn a_client_hears_of_no_flags() {
+    let files = || ModelSpec::default().find(&flux::model::SearchPaths::default()).unwrap();
+    let tight = LoadOptions { memory_limit: Some(1 << 20), ..LoadOptions::default() };
+    let tight = Pipeline::load(files(), &tight, &mut ()).unwrap();
+    let pipeline = Pipeline::load(files(), &LoadOptions::default(), &mut ()).unwrap();
+    let picture = Rgb8::new(16, 16, vec![9; 3 * 16 * 16]);
+    let redux = Request { redux: Some(picture), ..pipeline.request("a fox") };
+    let flat = Error::Degenerate { problem: "the picture is flat".into(), hint: Some("try --precision f32".into()) };
+    let errors = [tight.check(&tight.request("a fox")).unwrap_err(), pipeline.check(&redux).unwrap_err(), flat];
+    for (error, word) in errors.iter().zip(["too little memory", "SigLIP", "flat"]) {
+        assert!(error.to_string().contains("hint: ") && error.to_string().contains("--"), "{error}");
+        let told = told(error).to_string();
+        assert!(told.contains(word) && !told.contains("--") && !told.contains("hint"), "{told}");
+    }
+}

@@ -72,7 +72,7 @@ impl T5Tokenizer {
         let bad = |key: &str, problem: &str| Error::file(path, format!("'tokenizer.ggml.{key}' {problem}"));
         let array = |key: &str| {
             let found = checkpoint.array(&format!("tokenizer.ggml.{key}"));
-            found.ok_or_else(|| bad(key, "is missing; hint: give a tokenizer with --t5-tokenizer"))
+            found.ok_or_else(|| bad(key, "is missing").hint("give a tokenizer with --t5-tokenizer"))
         };
         let (tokens, file) = array("tokens")?;
         if tokens.len() > MOST {
