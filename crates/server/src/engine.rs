@@ -451,10 +451,9 @@ fn told(error: &Error) -> Fault {
             Fault::Failed(format!("there is too little memory: {problem}"))
         }
         Error::Asked { field: field @ ("image" | "mask"), problem, .. } => {
-            let kind = if problem.contains("at least") { PictureFault::TooSmall } else { PictureFault::Decode };
-            Fault::Picture { field: (*field).to_owned(), kind, message: problem.clone() }
+            Fault::Picture { field: (*field).to_owned(), kind: PictureFault::Decode, message: problem.clone() }
         }
-        Error::Asked { field, problem, .. } => Fault::invalid(*field, Rule::Other, problem.clone()),
+        Error::Asked { field, .. } => Fault::refused(*field, error),
         Error::Refused(refused) => refused.into(),
         Error::Degenerate { problem, .. } => Fault::Failed(problem.clone()),
         Error::Cancelled => Fault::Cancelled,

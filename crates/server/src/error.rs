@@ -122,8 +122,6 @@ pub enum PictureFault {
     Decode,
     /// Too many bytes or pixels.
     TooLarge,
-    /// Too few pixels.
-    TooSmall,
 }
 
 /// When the safety policy refused.
@@ -161,5 +159,14 @@ impl Fault {
     /// One field that is wrong.
     pub fn invalid(field: impl Into<String>, rule: Rule, message: impl Into<String>) -> Self {
         Self::Invalid(vec![Problem { field: field.into(), message: message.into(), rule }])
+    }
+
+    /// A value that `flux` refused: its problem, under the vendor's name of the field.
+    pub fn refused(field: impl Into<String>, error: &flux::Error) -> Self {
+        let problem = match error {
+            flux::Error::Asked { problem, .. } => problem.clone(),
+            other => other.to_string(),
+        };
+        Self::invalid(field, Rule::Other, problem)
     }
 }

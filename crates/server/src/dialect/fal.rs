@@ -392,7 +392,6 @@ pub fn fault(fault: &Fault) -> Answer {
                 PictureFault::Download => "file_download_error",
                 PictureFault::Decode => "image_load_error",
                 PictureFault::TooLarge => "image_too_large",
-                PictureFault::TooSmall => "image_too_small",
             };
             unprocessable([entry(field, kind, message, None)])
         }

@@ -123,7 +123,6 @@ pub fn ask(
         },
     };
     let after = |name: &str| values.number(name).map(|seconds| now.saturating_add((seconds * 1e3) as Millis));
-    let named = |name: &'static str, error: &flux::Error| Fault::invalid(name, Rule::Other, error.to_string());
     Ok(Asked {
         priority: if values.the_text("priority") == "low" { Priority::Low } else { Priority::Normal },
         start_by: after("start_within"),
@@ -150,8 +149,8 @@ pub fn ask(
             acceleration: Acceleration::named(values.text("acceleration")),
             safety: values.the_flag("safety"),
             previews: Previews { count: values.the_integer("previews"), full_size: false },
-            sampler: values.the_text("sampler").parse().map_err(|error| named("sampler", &error))?,
-            schedule: values.the_text("schedule").parse().map_err(|error| named("schedule", &error))?,
+            sampler: values.the_text("sampler").parse().map_err(|error| Fault::refused("sampler", &error))?,
+            schedule: values.the_text("schedule").parse().map_err(|error| Fault::refused("schedule", &error))?,
             loras: loras(values.get("loras"))?,
             keep_seconds: values.integer("keep").unwrap_or(KEEP),
             keep_alive_seconds: values.get("keep_alive").map(keep_alive).transpose()?,
@@ -163,12 +162,7 @@ pub fn ask(
 fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
     let pair = (values.integer("width"), values.integer("height"));
     let asked = ["size", "aspect", "resolution"].iter().any(|name| values.text(name).is_some());
-    let wrong = |field: &'static str| {
-        move |error: flux::Error| {
-            let message = error.to_string();
-            Fault::invalid(field, Rule::Other, message.split_once(": ").map_or(&*message, |(_, problem)| problem))
-        }
-    };
+    let wrong = |field: &'static str| move |error: flux::Error| Fault::refused(field, &error);
     match pair {
         (Some(width), Some(height)) => return exact_size("width", width, height),
         (Some(_), None) => return Err(Fault::invalid("height", Rule::Missing, "is required beside width")),
@@ -318,6 +312,9 @@ mod tests {
             Ok(Mode::Inpaint { strength: 1.0 })
         );
         assert!(mode(json!({"mask": "data:,", "prompt": "x"})).is_err());
+        // What `flux` says of a value comes without its name of the field.
+        let wrong = mode(json!({"prompt": "x", "sampler": "best"})).unwrap_err().to_string();
+        assert!(wrong.starts_with("sampler: ") && wrong.matches("sampler: ").count() == 1, "{wrong}");
         assert!(mode(json!({})).is_err());
     }
 

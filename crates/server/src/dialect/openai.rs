@@ -218,12 +218,10 @@ pub fn ask(
 fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
     let said = |name: &str| values.text(name).map(str::trim).filter(|text| !text.is_empty());
     let size = said("size").filter(|size| *size != "auto");
-    let wrong = |field: &str, error: &flux::Error| {
-        let message = error.to_string();
-        Fault::invalid(field, Rule::Other, message.split_once(": ").map_or(&*message, |(_, problem)| problem))
-    };
     let aspect = match said("aspect_ratio") {
-        Some(text) if size.is_none() => Some(text.parse::<Aspect>().map_err(|error| wrong("aspect_ratio", &error))?),
+        Some(text) if size.is_none() => {
+            Some(text.parse::<Aspect>().map_err(|error| Fault::refused("aspect_ratio", &error))?)
+        }
         _ => None,
     };
     if size.is_none() && aspect.is_none() {
@@ -235,7 +233,7 @@ fn size(values: &Values, mode: Mode) -> Result<OutputSize, Fault> {
         }
     }
     let wish = Wish { size, aspect, resolution: Some(Tier::OneK) };
-    let size = wish.size().map_err(|error| wrong("size", &error))?;
+    let size = wish.size().map_err(|error| Fault::refused("size", &error))?;
     exact_size("size", size.width, size.height)
 }
 
@@ -338,7 +336,6 @@ pub fn error(fault: &Fault) -> Answer {
                 PictureFault::Download => "invalid_image_url",
                 PictureFault::Decode => "invalid_image_file",
                 PictureFault::TooLarge => "image_too_large",
-                PictureFault::TooSmall => "image_too_small",
             };
             error(400, INVALID, Some(code), Some(field))
         }

@@ -225,7 +225,6 @@ fn every_fault_has_a_status() {
         (picture(PictureFault::Download), 422, "file_download_error"),
         (picture(PictureFault::Decode), 422, "image_load_error"),
         (picture(PictureFault::TooLarge), 422, "image_too_large"),
-        (picture(PictureFault::TooSmall), 422, "image_too_small"),
         (flagged, 422, "content_policy_violation"),
         (Fault::UnknownModel("m".into()), 404, ""),
         (Fault::WrongMethod, 405, ""),
