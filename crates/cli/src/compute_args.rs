@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use flux::{LoadOptions, PromptCache};
-use tensor::{Device, Precision};
+use flux::{Device, LoadOptions, Precision, PromptCache};
 
 /// How to compute.
 #[derive(Args, Clone)]
@@ -55,7 +54,7 @@ impl CacheArgs {
 
 /// A precision, or what suits the model.
 #[derive(Clone, Copy)]
-pub(crate) struct Asked(pub(crate) Option<Precision>);
+struct Asked(Option<Precision>);
 
 impl ComputeArgs {
     /// As the library takes them.
@@ -69,14 +68,12 @@ impl ComputeArgs {
     }
 }
 
-pub(crate) fn parse_precision(text: &str) -> Result<Asked, String> {
-    Ok(Asked(match text {
-        "auto" => None,
-        "f32" | "fp32" => Some(Precision::F32),
-        "bf16" => Some(Precision::BF16),
-        "int8" => Some(Precision::Int8),
-        _ => return Err(format!("'{text}' is not a precision; auto, f32, bf16 and int8 are")),
-    }))
+fn parse_precision(text: &str) -> Result<Asked, String> {
+    if text == "auto" {
+        return Ok(Asked(None));
+    }
+    let unknown = |_| format!("'{text}' is not a precision; auto, f32, bf16 and int8 are");
+    text.parse().map(|precision| Asked(Some(precision))).map_err(unknown)
 }
 
 /// A number with a unit, decimal (`GB`, `G`) or binary (`GiB`).

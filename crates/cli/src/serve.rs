@@ -4,16 +4,15 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args as ClapArgs;
-use flux::LoadOptions;
+use flux::{Device, LoadOptions};
 use server::{
     config::{Config, Loaded, Sources, Value, Wrong},
     logging, start,
     stock::Surroundings,
     tls,
 };
-use tensor::Device;
 
-use crate::{Usage, compute_args::parse_precision, model_args::search_paths};
+use crate::{Usage, model_args::search_paths};
 
 /// Flags go before the environment (`DARKROOM_LISTEN` …), that goes before the file. SIGHUP reads them again.
 #[derive(ClapArgs)]
@@ -133,7 +132,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let (flags, file) = (args.flags()?, args.config.clone());
     let config = read(flags.clone(), file.clone()).map_err(|wrong| Usage(wrong.to_string()))?;
     logging::start(&config.log)?;
-    let surroundings = Surroundings { search: search_paths(), options: options(&config)? };
+    let surroundings = Surroundings { search: search_paths(), options: options(&config) };
     let again = Box::new(move || read(flags.clone(), file.clone()));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime
@@ -150,13 +149,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         })
 }
 
-fn options(config: &Config) -> Result<LoadOptions> {
-    let precision = parse_precision(&config.precision).map_err(|problem| Usage(format!("precision: {problem}")))?;
-    Ok(LoadOptions {
+fn options(config: &Config) -> LoadOptions {
+    LoadOptions {
         device: Device::Cpu { threads: config.threads.map(usize::from) },
-        precision: precision.0,
+        precision: config.precision.0,
         ..LoadOptions::default()
-    })
+    }
 }
 
 /// Where the development CA goes.

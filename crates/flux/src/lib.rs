@@ -86,4 +86,5 @@ pub use options::LoadOptions;
 pub use pipeline::{Generated, Pipeline, Seconds};
 pub use prompt_cache::PromptCache;
 pub use request::Request;
+pub use tensor::{DType, Device, Precision};
 pub use watch::{Event, Step, Watch};

@@ -23,7 +23,7 @@ pub use toml::Value;
 pub use s3::S3;
 use values::Set;
 pub(crate) use values::time;
-pub use values::{LogFormat, Secret, Size, VendorOutput};
+pub use values::{Arithmetic, LogFormat, Secret, Size, VendorOutput};
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub struct Config {
     /// Threads that compute.
     pub threads: Option<u16>,
     /// Arithmetic: auto, f32, bf16, int8.
-    pub precision: String,
+    pub precision: Arithmetic,
     /// What is written into pictures about their making.
     pub metadata: MetadataLevel,
     /// How Replicate's outputs are given.
@@ -197,7 +197,7 @@ impl Config {
             keep_alive: Duration::from_mins(30),
             memory_limit: None,
             threads: None,
-            precision: "auto".into(),
+            precision: Arithmetic(None),
             metadata: MetadataLevel::Full,
             replicate_output: VendorOutput::Auto,
             drain: Duration::from_secs(30),
@@ -675,6 +675,7 @@ mod tests {
             ("[nothing]\na = 1", &[], "'nothing' is no setting"),
             ("listen = \"here\"", &[], "listen (DIR/config.toml): 'here' is no address"),
             ("listen = 8000", &[], "expected an address and a port"),
+            ("precision = \"int4\"", &[], "precision (DIR/config.toml): 'int4' is none of auto, f32, bf16, int8"),
             ("", &[("DARKROOM_QUEUE_TOTAL", "many")], "queue.total (DARKROOM_QUEUE_TOTAL): 'many'"),
             ("= 1", &[], "DIR/config.toml: "),
             ("[tls]\nlisten = \"127.0.0.1:1\"", &[], "needs a certificate"),

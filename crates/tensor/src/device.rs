@@ -66,6 +66,7 @@ impl fmt::Display for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Precision;
 
     #[test]
     fn names_go_both_ways() {
@@ -73,6 +74,10 @@ mod tests {
             let device: Device = name.parse().unwrap();
             assert_eq!(device.to_string(), name);
         }
+        for precision in Precision::ALL {
+            assert_eq!(precision.to_string().parse(), Ok(precision));
+        }
+        assert!("int4".parse::<Precision>().is_err());
     }
 
     #[test]

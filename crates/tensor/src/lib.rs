@@ -40,4 +40,4 @@ pub use formats::nf4::{BlockScales, Scales};
 pub use kept::{Kept, Taken};
 pub use shape::Shape;
 pub use tensor::{Buffer, Tensor};
-pub use weight::{Bytes, Precision, Rows, Scale, StoredRow, StoredRows, Weight};
+pub use weight::{Bytes, Precision, Rows, Scale, StoredRow, StoredRows, UnknownPrecision, Weight};

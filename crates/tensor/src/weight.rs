@@ -24,6 +24,9 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::F32, Self::BF16, Self::Int8];
+
     /// The arithmetic of layers that 8 bits would hurt: bf16 instead of int8.
     pub fn without_int8(self) -> Self {
         if self == Self::Int8 { Self::BF16 } else { self }
@@ -37,6 +40,25 @@ impl std::fmt::Display for Precision {
             Self::BF16 => "bf16",
             Self::Int8 => "int8",
         })
+    }
+}
+
+/// A name that no arithmetic has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is not a precision; f32, bf16, int8 are")]
+pub struct UnknownPrecision(String);
+
+impl std::str::FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    /// As it is shown; `fp32` is f32.
+    fn from_str(name: &str) -> Result<Self, UnknownPrecision> {
+        match name {
+            "f32" | "fp32" => Ok(Self::F32),
+            "bf16" => Ok(Self::BF16),
+            "int8" => Ok(Self::Int8),
+            _ => Err(UnknownPrecision(name.to_owned())),
+        }
     }
 }
 

@@ -17,7 +17,6 @@ use tensor::{
 };
 
 use super::{
-    PRECISIONS,
     arrays::normal,
     measure::{level, median},
 };
@@ -139,24 +138,24 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 fn all() -> Vec<Kernel> {
     let mut all = Vec::new();
-    for (name, precision) in PRECISIONS {
+    for precision in Precision::ALL {
         for sizes in LINEARS {
-            all.push(linear(name, precision, sizes, Stored::AsBf16));
+            all.push(linear(precision, sizes, Stored::AsBf16));
         }
     }
-    for (name, precision) in [("bf16", Precision::BF16), ("int8", Precision::Int8)] {
+    for precision in [Precision::BF16, Precision::Int8] {
         for dtype in FORMATS {
-            all.push(linear(name, precision, STORED, Stored::As(dtype)));
+            all.push(linear(precision, STORED, Stored::As(dtype)));
         }
     }
     // Fewer rows are computed from the file in any case.
     for sizes in LINEARS.into_iter().filter(|[rows, ..]| *rows >= 32) {
-        all.push(linear("int8", Precision::Int8, sizes, Stored::Kept));
+        all.push(linear(Precision::Int8, sizes, Stored::Kept));
     }
-    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::BF16)] {
+    for precision in [Precision::F32, Precision::BF16] {
         for [side, from, to, kernel] in CONVS {
             all.push(Kernel {
-                name: format!("{name} conv {side}² × {from} → {to}, {kernel}×{kernel}"),
+                name: format!("{precision} conv {side}² × {from} → {to}, {kernel}×{kernel}"),
                 precision,
                 flop: 2.0 * (side * side * from * to * kernel * kernel) as f64,
                 prepare: Box::new(move |backend| {
@@ -167,10 +166,10 @@ fn all() -> Vec<Kernel> {
             });
         }
     }
-    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::BF16)] {
+    for precision in [Precision::F32, Precision::BF16] {
         for [tokens, heads, d] in ATTENTIONS {
             all.push(Kernel {
-                name: format!("{name} attention {tokens} tokens, {heads} × {d}"),
+                name: format!("{precision} attention {tokens} tokens, {heads} × {d}"),
                 precision,
                 flop: 4.0 * (tokens * tokens * heads * d) as f64,
                 prepare: Box::new(move |backend| {
@@ -192,14 +191,14 @@ enum Stored {
     Kept,
 }
 
-fn linear(name: &str, precision: Precision, [tokens, from, to]: [usize; 3], stored: Stored) -> Kernel {
+fn linear(precision: Precision, [tokens, from, to]: [usize; 3], stored: Stored) -> Kernel {
     let (dtype, told) = match stored {
         Stored::AsBf16 => (DType::BF16, String::new()),
         Stored::As(dtype) => (dtype, format!(", stored as {}", dtype.name())),
         Stored::Kept => (DType::BF16, ", kept".to_owned()),
     };
     Kernel {
-        name: format!("{name} linear {tokens} × {from} → {to}{told}"),
+        name: format!("{precision} linear {tokens} × {from} → {to}{told}"),
         precision,
         flop: 2.0 * (tokens * from * to) as f64,
         prepare: Box::new(move |backend| {

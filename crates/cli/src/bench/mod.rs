@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 #[expect(clippy::struct_field_names, reason = "fields are named as their flags")]
 struct Runs {
     /// Arithmetic of products: f32, bf16 or int8
-    #[arg(long, value_name = "KIND", default_value = "bf16", value_parser = parse_precision)]
+    #[arg(long, value_name = "KIND", default_value = "bf16")]
     precision: Precision,
     /// Runs that are timed; one more comes before them to warm up
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -83,18 +83,6 @@ struct Runs {
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
-}
-
-/// The name of each arithmetic on the command line.
-const PRECISIONS: [(&str, Precision); 3] =
-    [("f32", Precision::F32), ("bf16", Precision::BF16), ("int8", Precision::Int8)];
-
-fn parse_precision(text: &str) -> Result<Precision, String> {
-    let found = PRECISIONS.iter().find(|(name, _)| *name == text);
-    found.map(|(_, precision)| *precision).ok_or_else(|| {
-        let names: Vec<&str> = PRECISIONS.iter().map(|(name, _)| *name).collect();
-        format!("'{text}' is not a precision; {} are", names.join(", "))
-    })
 }
 
 /// A side of a picture that can be computed.

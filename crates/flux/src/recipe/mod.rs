@@ -192,12 +192,8 @@ impl Recipe {
     /// # Errors
     /// [`Error::Asked`] about `from` if a value has another program's spelling.
     pub fn from_provenance(provenance: &Provenance) -> Result<Self> {
-        let precision = match provenance.precision.as_str() {
-            "f32" => Precision::F32,
-            "bf16" => Precision::BF16,
-            "int8" => Precision::Int8,
-            other => return Err(Error::asked("from", format!("the precision '{other}' is not known"))),
-        };
+        let precision: Precision =
+            provenance.precision.parse().map_err(|error| Error::asked("from", format!("{error}")))?;
         let mut notes = Vec::new();
         let upscale = match &provenance.upscaled[..] {
             [] => None,

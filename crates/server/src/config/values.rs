@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use flux::image_file::MetadataLevel;
+use flux::{Precision, image_file::MetadataLevel};
 use ipnet::IpNet;
 use toml::Value;
 
@@ -29,6 +29,10 @@ impl fmt::Debug for Secret {
 /// Bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
+
+/// The arithmetic of products; `None` is `auto`, what suits the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic(pub Option<Precision>);
 
 /// How a vendor's outputs are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +241,22 @@ impl Set for Duration {
                 .map_or_else(|| "0s".into(), |(name, unit)| format!("{}{name}", self.as_secs() / unit))
         });
         Some(Value::String(whole.unwrap_or_else(|| format!("{}s", self.as_secs_f64()))))
+    }
+}
+
+impl Set for Arithmetic {
+    fn read(value: &Value) -> Result<Self, String> {
+        match text(value, "auto, f32, bf16 or int8")? {
+            "auto" => Ok(Self(None)),
+            name => name
+                .parse()
+                .map(|precision| Self(Some(precision)))
+                .map_err(|_| format!("'{name}' is none of auto, f32, bf16, int8")),
+        }
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(self.0.as_ref().map_or_else(|| Value::String("auto".into()), shown))
     }
 }
 
