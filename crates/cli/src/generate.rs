@@ -183,7 +183,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut written = Vec::new();
     let mut failure = None;
     let made = pipeline.generate_each(&request, &mut watch, &mut |generated| match save(
-        args, &template, &request, &pipeline, &generated,
+        args,
+        &template,
+        request.batch,
+        &generated,
     ) {
         Ok(file) => {
             show_finished(args, generated.picture.get());
@@ -338,19 +341,12 @@ struct Seconds {
     upscale: f64,
 }
 
-fn save(
-    args: &Args,
-    template: &Template,
-    request: &Request,
-    pipeline: &Pipeline,
-    generated: &Generated,
-) -> Result<Written> {
+fn save(args: &Args, template: &Template, batch: u32, generated: &Generated) -> Result<Written> {
     let picture = generated.picture.get();
-    let provenance = pipeline.provenance(request, generated.seed);
     let encoding = Encoding { format: template.format(), quality: args.quality, metadata: args.metadata };
-    let bytes = image_file::encode(&generated.picture, &provenance, encoding)?;
+    let bytes = image_file::encode(&generated.picture, &generated.provenance, encoding)?;
     if let Some(name) = &args.save_latents {
-        let path = Template::of_latents(name, request.batch).path(generated.seed, generated.index);
+        let path = Template::of_latents(name, batch).path(generated.seed, generated.index);
         output::write(&path, &generated.latents.to_safetensors()).with_context(|| shown(&path))?;
     }
     let path = if template.is_stdout() {

@@ -32,8 +32,7 @@
 //!
 //! let mut watch = Deadline(std::time::Instant::now() + std::time::Duration::from_secs(600));
 //! for made in pipeline.generate(&request, &mut watch)? {
-//!     let provenance = pipeline.provenance(&request, made.seed);
-//!     let png = image_file::encode(&made.picture, &provenance, image_file::Encoding::default())?;
+//!     let png = image_file::encode(&made.picture, &made.provenance, image_file::Encoding::default())?;
 //!     std::fs::write(format!("fox-{}.png", made.seed), png)?;
 //! }
 //! # Ok(())

@@ -76,6 +76,8 @@ pub struct Generated {
     pub index: u32,
     /// The seed that makes this very picture by itself.
     pub seed: u64,
+    /// How it was made, for its file's metadata: the request, the seed, the LoRAs and the policy that were in force.
+    pub provenance: Provenance,
     /// The final latents, of the size rendered; zeros if the picture was flagged.
     pub latents: Latents,
     /// Seconds by stage.
@@ -321,7 +323,7 @@ impl Pipeline {
         &self.loras
     }
 
-    /// How a picture of `request` with this seed is made, for its metadata.
+    /// How a picture of `request` with this seed would be made now; a finished one has its own ([`Generated::provenance`]).
     pub fn provenance(&self, request: &Request, seed: u64) -> Provenance {
         Provenance {
             software: concat!("darkroom ", env!("CARGO_PKG_VERSION")).into(),
@@ -519,7 +521,16 @@ impl Pipeline {
                     (flagged.blacked(), (on_flagged == OnFlagged::Hold).then(|| flagged.held()), latents)
                 }
             };
-            let generated = Generated { picture: reviewed, held, index: picture, seed, latents, seconds, evaluations };
+            let generated = Generated {
+                picture: reviewed,
+                held,
+                index: picture,
+                seed,
+                provenance: self.provenance(request, seed),
+                latents,
+                seconds,
+                evaluations,
+            };
             if done(generated).is_break() {
                 break;
             }

@@ -539,6 +539,8 @@ fn weights_change_at_once_and_add_up() {
     pipeline.set_loras(&Loras::from([(a.clone(), 0.5), (b, 0.0)])).unwrap();
     let told = pipeline.provenance(&pipeline.request("x"), 1).loras;
     assert_eq!((told.len(), told[0].name.as_str(), told[0].weight), (1, "a", 0.5));
+    let told_before: Vec<f32> = both.provenance.loras.iter().map(|lora| lora.weight).collect();
+    assert_eq!(told_before, [0.5, -0.3], "of those that it was made with");
     assert!(told[0].hash.len() == 12 && told[0].hash == a.hash(), "{told:?}");
     for weight in [f32::NAN, f32::INFINITY, 1e6] {
         let error = pipeline.set_loras(&Loras::from([(a.clone(), weight)])).expect_err("no such weight").to_string();

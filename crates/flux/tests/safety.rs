@@ -143,11 +143,9 @@ fn refused_before_any_work() {
 fn every_file_says_which_policy() {
     let pipeline = pipeline(Safety::new(&SafetyConfig { threshold: 0.9, ..SafetyConfig::default() }).expect("no list"));
     let (made, ..) = run(&pipeline, 1);
-    let request = pipeline.request("a red apple");
-    let provenance = pipeline.provenance(&request, 7);
     for format in [Format::Png, Format::Jpeg, Format::Webp, Format::Avif, Format::Gif] {
         let encoding = Encoding { format, ..Encoding::default() };
-        let file = image_file::encode(&made[0].picture, &provenance, encoding).expect("a small picture");
+        let file = image_file::encode(&made[0].picture, &made[0].provenance, encoding).expect("a small picture");
         let found = image_file::read(&file).expect("our own file").provenance.expect("told");
         assert_eq!(found.safety, "words+nsfwjs/0.9", "{format}");
     }

@@ -173,7 +173,6 @@ impl Studio {
         &self,
         generated: &Generated,
         canvas: Canvas,
-        request: &Request,
         pipeline: &Pipeline,
         (ask, run): (&Ask, &Run),
         left_out: &mut Vec<String>,
@@ -192,10 +191,10 @@ impl Studio {
         };
         let (mime, seed) = (ask.format.mime(), generated.seed);
         let name = format!("darkroom-{seed}.{}", ask.format.extension());
-        let provenance = pipeline.provenance(request, seed);
         let encoding = Encoding { format: ask.format, quality: ask.quality, metadata: self.metadata };
-        let encode =
-            |picture: &Reviewed<Rgb8>| image_file::encode(picture, &provenance, encoding).map_err(|error| told(&error));
+        let encode = |picture: &Reviewed<Rgb8>| {
+            image_file::encode(picture, &generated.provenance, encoding).map_err(|error| told(&error))
+        };
         if let (Some(keep), Some(held)) = (self.stock.hold, held) {
             let about = about_held(&held, ask, seed, run);
             // Released by a person or not at all: until then nothing but the reviewers' routes leads to it.
@@ -271,7 +270,6 @@ impl worker::Engine for Studio {
         let result = pipeline.generate_each(&request, &mut watch, &mut |generated| match self.store(
             &generated,
             canvas,
-            &request,
             pipeline,
             (ask, run),
             &mut left_out,
