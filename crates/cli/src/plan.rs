@@ -80,8 +80,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             request.check(16)?;
             request.pictures.check(kind, family, 16)?;
             let title = format!("{} (no files, {} weights assumed)", family.name(), args.weights.name());
-            let (guided, size) = (family != Family::Schnell, request.planned(&VaeConfig::flux()));
-            (title, plan_flux1(guided, args.weights, size, &options(args)?)?, Vec::new())
+            let (guided, workload) = (family != Family::Schnell, request.planned(&VaeConfig::flux()));
+            (title, plan_flux1(guided, args.weights, workload, &options(args)?)?, Vec::new())
         }
     };
     if args.json { print_json(&title, &plan, &formats) } else { print(&title, &plan, &formats) }

@@ -3,12 +3,9 @@
 use anyhow::{Result, anyhow};
 use flux::{
     LoadOptions,
-    acceleration::Acceleration,
-    conditioning::Given,
     model::Family,
-    plan::{Plan, Size},
+    plan::{Plan, Workload},
     rehearsal::plan_flux1,
-    sampler::Sampler,
 };
 use hub::{
     catalog::{Model, Variant},
@@ -45,24 +42,11 @@ pub(crate) fn fits(model: &Model) -> Result<Vec<Fit<'_>>> {
     if model.name == "redux" || !model.variants.iter().all(is_whole) {
         return Ok(Vec::new());
     }
-    let defaults = family.defaults();
-    let size = Size {
-        width: defaults.width,
-        height: defaults.height,
-        t5_length: defaults.t5_length,
-        steps: defaults.steps,
-        sampler: Sampler::default(),
-        acceleration: Acceleration::None,
-        true_cfg: false,
-        styles: 0,
-        vae_tiling: None,
-        upscale: None,
-        given: Given::NONE,
-    };
+    let workload = Workload::new(&family.defaults());
     let planned = |format: &str| -> Result<Plan> {
         let dtype = parse_dtype(format).map_err(|problem| anyhow!(problem))?;
         let options = LoadOptions { memory_limit: Some(u64::MAX), ..LoadOptions::default() };
-        Ok(plan_flux1(family != Family::Schnell, dtype, size, &options)?)
+        Ok(plan_flux1(family != Family::Schnell, dtype, workload, &options)?)
     };
     let mut all = Vec::new();
     for variant in &model.variants {

@@ -20,7 +20,7 @@ use crate::{
     noise::Generator,
     options::LoadOptions,
     pixels::{self, Range, Rgb8},
-    plan::{self, Plan, Size},
+    plan::{self, Plan, Workload},
     preview::Previewer,
     prompt::PromptReader,
     rehearsal,
@@ -259,8 +259,8 @@ impl Pipeline {
         }
         let plan = self.plan(request)?;
         if plan.shortfall().is_some() {
-            let size = request.planned(self.vae.config());
-            return Err(plan::refuse(&plan, size, |size| self.plan_size(size)));
+            let workload = request.planned(self.vae.config());
+            return Err(plan::refuse(&plan, workload, |smaller| self.plan_workload(smaller)));
         }
         Ok(plan)
     }
@@ -284,11 +284,11 @@ impl Pipeline {
     /// # Errors
     /// If a file cannot be used.
     pub fn plan(&self, request: &Request) -> Result<Plan> {
-        self.plan_size(request.planned(self.vae.config()))
+        self.plan_workload(request.planned(self.vae.config()))
     }
 
-    fn plan_size(&self, size: Size) -> Result<Plan> {
-        rehearsal::plan_with(&self.files, size, &self.options, &self.loras, self.lora_bytes)
+    fn plan_workload(&self, workload: Workload) -> Result<Plan> {
+        rehearsal::plan_with(&self.files, workload, &self.options, &self.loras, self.lora_bytes)
     }
 
     /// Applies LoRAs with their weights in the place of those before; without any, the model is what it was, bit for bit. Takes

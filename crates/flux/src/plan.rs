@@ -11,6 +11,7 @@ use crate::{
     conditioning::Given,
     error::{Error, Result},
     memory::Residency,
+    model::Defaults,
     sampler::Sampler,
 };
 
@@ -181,9 +182,11 @@ impl Plan {
     }
 }
 
-/// What is planned.
+/// What is planned: all of a request that decides about memory and work. [`Request::planned`] gives it of one.
+///
+/// [`Request::planned`]: crate::Request::planned
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Size {
+pub struct Workload {
     /// Pixels.
     pub width: u32,
     /// Pixels.
@@ -208,6 +211,25 @@ pub struct Size {
     pub given: Given,
 }
 
+impl Workload {
+    /// A picture from words with a model's own defaults.
+    pub fn new(defaults: &Defaults) -> Self {
+        Self {
+            width: defaults.width,
+            height: defaults.height,
+            t5_length: defaults.t5_length,
+            steps: defaults.steps,
+            sampler: Sampler::default(),
+            acceleration: Acceleration::None,
+            true_cfg: defaults.true_cfg > 1.0,
+            styles: 0,
+            vae_tiling: None,
+            upscale: None,
+            given: Given::NONE,
+        }
+    }
+}
+
 /// The program and its threads, bytes.
 pub(crate) fn overhead(device: Device) -> u64 {
     let threads = match device {
@@ -220,30 +242,30 @@ pub(crate) fn overhead(device: Device) -> u64 {
 }
 
 /// The refusal of a job that does not fit, with what would. `at` plans another size.
-pub(crate) fn refuse(plan: &Plan, size: Size, at: impl Fn(Size) -> Result<Plan>) -> Error {
+pub(crate) fn refuse(plan: &Plan, workload: Workload, at: impl Fn(Workload) -> Result<Plan>) -> Error {
     let (Some(missing), Some(limit)) = (plan.shortfall(), plan.limit) else {
         return Error::asked("memory_limit", "is enough");
     };
     let smaller = [0.875, 0.75, 0.625, 0.5, 0.375, 0.25].map(|scale| {
         let side = |side: u32| ((f64::from(side) * scale / 16.0) as u32).max(1) * 16;
-        Size { width: side(size.width), height: side(size.height), ..size }
+        Workload { width: side(workload.width), height: side(workload.height), ..workload }
     });
     let fitting = smaller.into_iter().find(|&smaller| at(smaller).is_ok_and(|plan| plan.shortfall().is_none()));
     let largest = plan.parts.iter().max_by_key(|part| PartPlan { resident_blocks: 0, ..(*part).clone() }.peak_bytes());
     let mut hints = vec![format!("--memory-limit {}", shown(plan.least_bytes()))];
-    if let Some(Size { width, height, .. }) = fitting {
+    if let Some(Workload { width, height, .. }) = fitting {
         hints.push(format!("a picture of {width}×{height}"));
     }
     match largest {
-        Some(part) if part.name == "vae" && size.vae_tiling == Some(false) => hints.push("--vae-tiling on".into()),
+        Some(part) if part.name == "vae" && workload.vae_tiling == Some(false) => hints.push("--vae-tiling on".into()),
         Some(part) if part.name == "t5" => hints.push("a smaller --t5-length, or T5 in a smaller format".into()),
         Some(part) if part.name == "transformer" => hints.push("the transformer in a smaller format".into()),
         _ => {}
     }
     let problem = format!(
         "{}×{} pixels take {} while the {} works, {} more than the {} there are",
-        size.width,
-        size.height,
+        workload.width,
+        workload.height,
         shown(plan.least_bytes()),
         largest.map_or("model", |part| part.name),
         shown(missing),

@@ -15,7 +15,7 @@ use crate::{
     noise::{Generator, Noise},
     options::LoadOptions,
     pixels::Rgb8,
-    plan::{PartPlan, Plan, Size, overhead},
+    plan::{PartPlan, Plan, Workload, overhead},
     safety::Safety,
     sampler::Sampler,
     styles::StyleEncoder,
@@ -55,46 +55,31 @@ struct PartWeights {
 /// Plans with a model's own files; only their headers are read.
 ///
 /// ```
-/// use flux::{
-///     LoadOptions, acceleration::Acceleration, conditioning::Given, model::{ModelSpec, SearchPaths}, plan::Size, rehearsal,
-///     sampler::Sampler,
-/// };
+/// use flux::{LoadOptions, model::{ModelSpec, SearchPaths}, plan::Workload, rehearsal};
 ///
 /// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
-/// let size = Size {
-///     width: 96,
-///     height: 96,
-///     t5_length: 64,
-///     steps: 4,
-///     sampler: Sampler::Euler,
-///     acceleration: Acceleration::None,
-///     true_cfg: false,
-///     styles: 0,
-///     vae_tiling: None,
-///     upscale: None,
-///     given: Given::NONE,
-/// };
+/// let workload = Workload { steps: 4, ..Workload::new(&files.defaults) };
 /// let options = LoadOptions { memory_limit: Some(1 << 30), ..LoadOptions::default() };
-/// let plan = rehearsal::plan(&files, size, &options)?;
+/// let plan = rehearsal::plan(&files, workload, &options)?;
 /// assert!(plan.shortfall().is_none() && plan.peak_bytes() < 1 << 30);
 /// # Ok::<(), flux::Error>(())
 /// ```
 ///
 /// # Errors
 /// If a file cannot be used.
-pub fn plan(files: &ModelFiles, size: Size, options: &LoadOptions) -> Result<Plan> {
-    plan_with(files, size, options, &Loras::default(), 0)
+pub fn plan(files: &ModelFiles, workload: Workload, options: &LoadOptions) -> Result<Plan> {
+    plan_with(files, workload, options, &Loras::default(), 0)
 }
 
 /// As [`plan`], with LoRAs, which keep `own_bytes` in memory beside their files.
 pub(crate) fn plan_with(
     files: &ModelFiles,
-    size: Size,
+    workload: Workload,
     options: &LoadOptions,
     loras: &Loras,
     own_bytes: u64,
 ) -> Result<Plan> {
-    let style_files = if size.styles > 0 { Some(files.styles.find("style")?) } else { None };
+    let style_files = if workload.styles > 0 { Some(files.styles.find("style")?) } else { None };
     let configs = Configs {
         clip: files.clip_l.clip_config()?,
         t5: files.t5.t5_config()?,
@@ -116,20 +101,20 @@ pub(crate) fn plan_with(
             vision: style_files.as_ref().map(|files| [part(&files.vision, gentle), part(&files.projector, gentle)]),
         }
     };
-    run(&configs, weights, size, precision, options, (loras, own_bytes))
+    run(&configs, weights, workload, precision, options, (loras, own_bytes))
 }
 
 /// Plans FLUX.1 \[dev\], Krea \[dev\] (or schnell, without guidance) with weights of this format, from no files at all.
 ///
 /// # Errors
 /// None that depend on the caller.
-pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size, options: &LoadOptions) -> Result<Plan> {
+pub fn plan_flux1(guidance_embed: bool, dtype: DType, workload: Workload, options: &LoadOptions) -> Result<Plan> {
     let configs = Configs {
         clip: ClipConfig::large(),
         t5: T5Config::xxl(),
         flux: FluxConfig { guidance_embed, ..FluxConfig::dev() },
         vae: VaeConfig::flux(),
-        vision: if size.styles > 0 { Some(SiglipConfig::so400m()) } else { None },
+        vision: if workload.styles > 0 { Some(SiglipConfig::so400m()) } else { None },
     };
     let auto = if dtype == DType::F32 { Precision::F32 } else { Precision::BF16 };
     let precision = options.precision.unwrap_or(auto);
@@ -138,24 +123,25 @@ pub fn plan_flux1(guidance_embed: bool, dtype: DType, size: Size, options: &Load
     let parts = [(dtype, gentle), (dtype, gentle), (dtype, precision), (DType::F32, gentle)];
     let weights = |backend: &Arc<dyn Backend>| {
         let part = |(dtype, precision)| Weights::planned(dtype, backend.clone(), precision);
-        let vision = if size.styles > 0 { Some([(dtype, gentle); 2].map(part)) } else { None };
+        let vision = if workload.styles > 0 { Some([(dtype, gentle); 2].map(part)) } else { None };
         PartWeights { four: parts.map(part), vision }
     };
-    run(&configs, weights, size, precision, options, (&Loras::default(), 0))
+    run(&configs, weights, workload, precision, options, (&Loras::default(), 0))
 }
 
 fn run(
     configs: &Configs,
     weights: impl Fn(&Arc<dyn Backend>) -> PartWeights,
-    size: Size,
+    workload: Workload,
     precision: Precision,
     options: &LoadOptions,
     loras: (&Loras, u64),
 ) -> Result<Plan> {
-    let tiled = size.vae_tiling.unwrap_or(u64::from(size.width) * u64::from(size.height) > tiling::TILED_FROM);
-    let mut plan = run_decoding(configs, &weights, size, precision, options, loras, tiled)?;
-    if !tiled && size.vae_tiling.is_none() && plan.shortfall().is_some() {
-        let in_tiles = run_decoding(configs, &weights, size, precision, options, loras, true)?;
+    let tiled =
+        workload.vae_tiling.unwrap_or(u64::from(workload.width) * u64::from(workload.height) > tiling::TILED_FROM);
+    let mut plan = run_decoding(configs, &weights, workload, precision, options, loras, tiled)?;
+    if !tiled && workload.vae_tiling.is_none() && plan.shortfall().is_some() {
+        let in_tiles = run_decoding(configs, &weights, workload, precision, options, loras, true)?;
         if in_tiles.least_bytes() < plan.least_bytes() {
             plan = in_tiles;
         }
@@ -166,7 +152,7 @@ fn run(
 fn run_decoding(
     configs: &Configs,
     weights: &impl Fn(&Arc<dyn Backend>) -> PartWeights,
-    size: Size,
+    workload: Workload,
     precision: Precision,
     options: &LoadOptions,
     (loras, own_bytes): (&Loras, u64),
@@ -178,7 +164,7 @@ fn run_decoding(
     let PartWeights { four: [clip_weights, t5_weights, flux_weights, vae_weights], vision } = weights(&backend);
     let clip_length = configs.clip.max_position_embeddings;
     let (latent_channels, factor) = (configs.vae.latent_channels, configs.vae.factor());
-    let grid = [size.height, size.width].map(|side| (side as usize).div_ceil(2 * factor));
+    let grid = [workload.height, workload.width].map(|side| (side as usize).div_ceil(2 * factor));
     let [rows, columns] = grid;
 
     // As in a pipeline: all parts are loaded, which puts their small tensors into memory, before the first one runs.
@@ -193,7 +179,7 @@ fn run_decoding(
     let vae = Decoder::load(configs.vae, &vae_weights)?;
     let whole = |weights: &Weights| Layout { fixed: weights.extent(), blocks: Vec::new() };
     let layouts = [clip.layout().clone(), t5.layout().clone(), flux.layout().clone(), whole(&vae_weights)];
-    let encoded = encoded(&size, grid, factor);
+    let encoded = encoded(&workload, grid, factor);
     let encoder = if encoded.is_empty() {
         None
     } else {
@@ -224,19 +210,19 @@ fn run_decoding(
         Ok(())
     })?;
     measure("t5", &t5_weights, &layouts[1], &mut || {
-        t5.forward(&backend, &vec![0; size.t5_length], &mut |_, _| Ok(())).map(drop)
+        t5.forward(&backend, &vec![0; workload.t5_length], &mut |_, _| Ok(())).map(drop)
     })?;
 
     let mut style_tokens = 0;
     if let (Some(config), Some(weights)) = (configs.vision, &vision) {
-        style_tokens = config.tokens() * size.styles as usize;
+        style_tokens = config.tokens() * workload.styles as usize;
         let picture = Rgb8::new(1, 1, vec![0; 3]);
         let encoder = StyleEncoder::of(config, flux.config().context_in_dim, weights)?;
         let whole = Layout { fixed: encoder.extent().clone(), blocks: Vec::new() };
         measure("vision", &weights[0], &whole, &mut || {
             // All tokens are kept until they stand behind the text.
             let one = |_| encoder.tokens(&backend, &picture, &mut || Ok(()));
-            let tokens: Vec<Tensor> = (0..size.styles).map(one).collect::<Result<_>>()?;
+            let tokens: Vec<Tensor> = (0..workload.styles).map(one).collect::<Result<_>>()?;
             Tensor::concat(&tokens.iter().collect::<Vec<_>>(), 0);
             Ok(())
         })?;
@@ -247,7 +233,7 @@ fn run_decoding(
         let tiling = Tiling::of_config(encoder.config());
         measure("vae_encoder", weights, layout, &mut || {
             for &[width, height] in &encoded {
-                let tiles = tiling::encodes_in_tiles(size.vae_tiling, tiled, width, height);
+                let tiles = tiling::encodes_in_tiles(workload.vae_tiling, tiled, width, height);
                 let side = |side: usize| if tiles { side.min(tiling.tile * factor) } else { side };
                 // The whole picture lies beside its tiles.
                 let whole = zeros(&[height, width, 3]);
@@ -258,18 +244,18 @@ fn run_decoding(
     }
     let config = flux.config();
     // Where references lie does not matter here, how many tokens they have does.
-    let references = [[1, size.given.reference_tokens]];
+    let references = [[1, workload.given.reference_tokens]];
     let tokens = |count: usize, channels: usize| (count * channels > 0).then(|| zeros(&[count, channels]));
     let latents = 4 * latent_channels;
     let channels = tokens(rows * columns, config.in_channels.saturating_sub(latents));
-    let reference_tokens = tokens(size.given.reference_tokens, latents);
+    let reference_tokens = tokens(workload.given.reference_tokens, latents);
     // Pictures stand behind the prompt alone.
     let prompt = |tokens| {
         let rope = Rope::with_references(&backend, tokens, grid, &references, config.axes_dim, config.theta);
         (zeros(&[tokens, config.context_in_dim]), zeros(&[1, config.vec_in_dim]), rope)
     };
-    let tokens = [size.t5_length + style_tokens, size.t5_length];
-    let prompts: Vec<_> = tokens.into_iter().take(if size.true_cfg { 2 } else { 1 }).map(prompt).collect();
+    let tokens = [workload.t5_length + style_tokens, workload.t5_length];
+    let prompts: Vec<_> = tokens.into_iter().take(if workload.true_cfg { 2 } else { 1 }).map(prompt).collect();
     let mut conditions =
         prompts.iter().map(|(txt, pooled, rope)| Condition { txt, pooled, guidance_argument: 1000.0, rope });
     let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
@@ -300,10 +286,10 @@ fn run_decoding(
     }
     let encoders = encoder.iter().map(|(_, _, layout)| layout);
     let mut pinned: u64 = layouts.iter().chain(encoders).map(Layout::pinned_bytes).sum::<u64>() + own_bytes;
-    if let Some(scale) = size.upscale {
+    if let Some(scale) = workload.upscale {
         let upscaler = Upscaler::find(scale, options.upscaler.as_deref(), &backend)?;
         counter.reset();
-        let pictures = upscaler.rehearse(size.width, size.height)?;
+        let pictures = upscaler.rehearse(workload.width, workload.height)?;
         let mut work = counter.report();
         work.peak_bytes += pictures;
         pinned += upscaler.extent().pinned_bytes();
@@ -325,28 +311,28 @@ fn run_decoding(
         part.parameters += projector.parameters_taken();
         part.weight_bytes += projector.bytes_taken();
     }
-    let cache = size.acceleration.cache();
-    if (size.sampler != Sampler::Euler || cache.is_some())
+    let cache = workload.acceleration.cache();
+    if (workload.sampler != Sampler::Euler || cache.is_some())
         && let Some(transformer) = parts.iter_mut().find(|part| part.name == "transformer")
     {
         // What is remembered between steps comes on top; the work is still that of one evaluation. Of zeros nothing is reused.
         counter.reset();
-        along(size.sampler, cache, &[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0])?;
+        along(workload.sampler, cache, &[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0])?;
         transformer.work.peak_bytes = transformer.work.peak_bytes.max(counter.report().peak_bytes);
     }
 
     // What is kept of a picture that is blended in: where, its latents, their noise.
-    let blended = if size.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
+    let blended = if workload.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
     let gates = options.safety.as_ref().map_or(0, Safety::resident_bytes);
     let mut plan = Plan {
         parts,
-        tokens: size.t5_length + style_tokens + rows * columns + size.given.reference_tokens,
-        steps: size.steps,
-        sampler: size.sampler,
-        evaluations: size.sampler.evaluations(size.steps) * if size.true_cfg { 2 } else { 1 },
+        tokens: workload.t5_length + style_tokens + rows * columns + workload.given.reference_tokens,
+        steps: workload.steps,
+        sampler: workload.sampler,
+        evaluations: workload.sampler.evaluations(workload.steps) * if workload.true_cfg { 2 } else { 1 },
         precision,
         limit: options.memory_limit.or_else(memory::available),
-        overhead_bytes: overhead(options.device) + gates + pinned + size.given.bytes + blended,
+        overhead_bytes: overhead(options.device) + gates + pinned + workload.given.bytes + blended,
         keeps_transformer: true,
         tiled,
     };
@@ -355,10 +341,10 @@ fn run_decoding(
 }
 
 /// Width and height of what the encoder sees: the picture of the request's size, the largest reference.
-fn encoded(size: &Size, grid: [usize; 2], factor: usize) -> Vec<[usize; 2]> {
+fn encoded(workload: &Workload, grid: [usize; 2], factor: usize) -> Vec<[usize; 2]> {
     let [rows, columns] = grid;
-    let own = size.given.encodes.then_some([2 * columns * factor, 2 * rows * factor]);
-    own.into_iter().chain(size.given.largest_reference.map(|sides| sides.map(|side| side as usize))).collect()
+    let own = workload.given.encodes.then_some([2 * columns * factor, 2 * rows * factor]);
+    own.into_iter().chain(workload.given.largest_reference.map(|sides| sides.map(|side| side as usize))).collect()
 }
 
 #[cfg(test)]
@@ -371,7 +357,7 @@ mod tests {
     };
     use tensor::Device;
 
-    const SIZE: Size = Size {
+    const WORKLOAD: Workload = Workload {
         width: 1024,
         height: 1024,
         t5_length: 512,
@@ -385,16 +371,16 @@ mod tests {
         given: Given::NONE,
     };
 
-    fn limited(dtype: DType, size: Size, limit: u64) -> Plan {
+    fn limited(dtype: DType, workload: Workload, limit: u64) -> Plan {
         let device = Device::Cpu { threads: Some(2) };
         let options = LoadOptions { memory_limit: Some(limit), device, ..LoadOptions::default() };
-        plan_flux1(true, dtype, size, &options).unwrap()
+        plan_flux1(true, dtype, workload, &options).unwrap()
     }
 
     /// The 12-billion-parameter model's shapes, checked without its weights.
     #[test]
     fn the_real_configuration() {
-        let plan = limited(DType::BF16, SIZE, 100_000_000_000);
+        let plan = limited(DType::BF16, WORKLOAD, 100_000_000_000);
         let parameters: Vec<u64> = plan.parts.iter().map(|p| p.parameters).collect();
         assert_eq!(parameters[1..3], [4_762_310_656, 11_901_408_320]);
         let transformer = &plan.parts[2];
@@ -408,11 +394,11 @@ mod tests {
 
     #[test]
     fn a_limit_keeps_as_many_blocks_as_fit() {
-        let size = Size { width: 512, height: 512, ..SIZE };
+        let workload = Workload { width: 512, height: 512, ..WORKLOAD };
         let mut kept = Vec::new();
         for limit in [8, 12, 16, 24, 32] {
             let limit = limit * 1_000_000_000;
-            let plan = limited(DType::BF16, size, limit);
+            let plan = limited(DType::BF16, workload, limit);
             assert!(plan.peak_bytes() <= limit, "{} of {limit}", plan.peak_bytes());
             let transformer = plan.part("transformer").unwrap();
             // One block more would not fit.
@@ -426,51 +412,51 @@ mod tests {
     /// In int8 weights stay as kernels read them: a byte for each, whatever the file has, as long as there is room for that.
     #[test]
     fn a_limit_keeps_rounded_weights_where_they_fit() {
-        let size = Size { width: 512, height: 512, ..SIZE };
+        let workload = Workload { width: 512, height: 512, ..WORKLOAD };
         let device = Device::Cpu { threads: Some(2) };
-        let planned = |dtype, size, limit: u64| {
+        let planned = |dtype, workload, limit: u64| {
             let precision = Some(Precision::Int8);
             let options = LoadOptions { memory_limit: Some(limit), precision, device, ..LoadOptions::default() };
-            let plan = plan_flux1(true, dtype, size, &options).unwrap();
+            let plan = plan_flux1(true, dtype, workload, &options).unwrap();
             assert!(plan.peak_bytes() <= limit, "{} of {limit}", plan.peak_bytes());
             let transformer = plan.part("transformer").unwrap().clone();
             (plan.keeps_transformer, transformer)
         };
         // Files of two bytes for each weight: 57 blocks have room where those of the file have none.
-        let (_, all) = planned(DType::BF16, size, 30_000_000_000);
+        let (_, all) = planned(DType::BF16, workload, 30_000_000_000);
         let [kept, stored] = [&all.kept, &all.blocks].map(|bytes| bytes.iter().sum::<u64>());
         if kept >= stored {
             return; // a machine whose products are of two bytes
         }
         let large: u64 = (2 * 19 + 38) * 12 * 3072 * 3072;
         assert!((stored - large..stored - large * 98 / 100).contains(&kept), "{kept} of {stored}");
-        let (_, all) = planned(DType::BF16, size, 18_000_000_000);
+        let (_, all) = planned(DType::BF16, workload, 18_000_000_000);
         assert_eq!((all.resident_blocks, all.kept_blocks, all.streamed_bytes()), (57, 57, 0));
-        let (_, some) = planned(DType::BF16, size, 8_000_000_000);
+        let (_, some) = planned(DType::BF16, workload, 8_000_000_000);
         assert!(some.kept_blocks == some.resident_blocks && (1..57).contains(&some.kept_blocks), "{some:?}");
         // What is hardly used is not kept, unless it would be read again otherwise.
-        let few = Size { steps: KEPT_FROM - 1, ..size };
+        let few = Workload { steps: KEPT_FROM - 1, ..workload };
         assert_eq!(planned(DType::BF16, few, 30_000_000_000).1.kept_blocks, 0);
         assert_eq!(planned(DType::BF16, few, 18_000_000_000).1.kept_blocks, 57);
         // A smaller file stays as it is, first of all; then as many as have room beside it.
         for (limit, blocks) in [(9, 0..57), (11, 1..57), (20, 57..58)] {
-            let (keeps_transformer, q4) = planned(DType::Q4K, size, limit * 1_000_000_000);
+            let (keeps_transformer, q4) = planned(DType::Q4K, workload, limit * 1_000_000_000);
             assert_eq!(q4.streamed_bytes(), 0);
             assert!(keeps_transformer && blocks.contains(&q4.kept_blocks), "{} under {limit} GB", q4.kept_blocks);
         }
         // A stream of fewer tokens than int8 is for is computed from the file.
-        let tiny = Size { width: 64, height: 64, ..size };
+        let tiny = Workload { width: 64, height: 64, ..workload };
         let (_, tiny) = planned(DType::BF16, tiny, 18_000_000_000);
         assert!(tiny.kept[0] > all.kept[0] && tiny.kept[56] == all.kept[56]);
     }
 
     #[test]
     fn a_job_that_cannot_fit_is_told_what_would() {
-        let size = Size { vae_tiling: Some(false), ..SIZE };
+        let workload = Workload { vae_tiling: Some(false), ..WORKLOAD };
         let limit = 2_000_000_000;
-        let plan = limited(DType::BF16, size, limit);
+        let plan = limited(DType::BF16, workload, limit);
         assert!(plan.shortfall().is_some_and(|missing| missing == plan.least_bytes() - limit));
-        let error = refuse(&plan, size, |size| Ok(limited(DType::BF16, size, limit))).to_string();
+        let error = refuse(&plan, workload, |workload| Ok(limited(DType::BF16, workload, limit))).to_string();
         for word in ["memory_limit: 1024×1024", "vae", "2GB", "--memory-limit", "a picture of", "--vae-tiling on"] {
             assert!(error.contains(word), "{error}");
         }

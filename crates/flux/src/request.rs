@@ -7,7 +7,7 @@ use crate::{
     model::Defaults,
     noise::Noise,
     pixels::Rgb8,
-    plan::Size,
+    plan::Workload,
     sampler::Sampler,
     schedule::{MAX_STEPS, ScheduleKind},
     sizes::{MAX_PIXELS, MAX_SIDE},
@@ -147,8 +147,8 @@ impl Request {
     }
 
     /// What of it decides about memory and work. `vae` are the sizes of the autoencoder that it is made with.
-    pub fn planned(&self, vae: &VaeConfig) -> Size {
-        Size {
+    pub fn planned(&self, vae: &VaeConfig) -> Workload {
+        Workload {
             width: self.width,
             height: self.height,
             t5_length: self.t5_length,
