@@ -156,7 +156,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let mut watch = Follow::new(Progress::new(args.quiet), cancel);
     let compute = args.compute.options();
     let options = LoadOptions {
-        safety: Some(safety),
+        safety,
         prompt_cache: args.cache.cache(),
         upscaler: recipe_args::upscaler(&args.size, recipe.as_ref())?,
         precision: compute.precision.or(recipe.as_ref().and_then(|recipe| recipe.precision)),

@@ -103,7 +103,7 @@ fn is_picture(path: &Path) -> Result<bool> {
 }
 
 fn model_folder(path: &Path) -> Result<Report> {
-    let spec = ModelSpec { model: Some(path.display().to_string()), ..ModelSpec::default() };
+    let spec = ModelSpec { model: Some(path.into()), ..ModelSpec::default() };
     let files = spec.find(&SearchPaths::default())?;
     let mut facts = vec![("name", files.name.clone()), ("family", files.family.name().to_owned())];
     for (name, part) in files.parts() {

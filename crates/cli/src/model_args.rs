@@ -1,6 +1,6 @@
 //! Which model: the flags that all verbs share, and where models are looked for.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::Args;
 use flux::model::{ModelFiles, ModelSpec, PartFiles, SearchPaths};
@@ -13,7 +13,7 @@ pub(crate) struct ModelArgs {
     /// A diffusers folder, a ComfyUI models folder, a .safetensors file, or a name: krea, krea:q8_0, dev, schnell, org/name, pocket.
     /// Without it the small model in the box is used (pocket: draws icons, not photographs)
     #[arg(short, long, value_name = "PATH|NAME")]
-    pub(crate) model: Option<String>,
+    pub(crate) model: Option<OsString>,
     /// The transformer's file (flux1-krea-dev.safetensors)
     #[arg(long, value_name = "FILE", visible_alias = "diffusion-model")]
     transformer: Option<PathBuf>,
@@ -97,7 +97,7 @@ fn pulled(cache: &Cache, records: &Records) -> Vec<(String, ModelSpec)> {
         }
         let parts = record.parts(cache);
         let spec = ModelSpec {
-            model: parts.model.map(|path| path.to_string_lossy().into_owned()),
+            model: parts.model.map(PathBuf::into_os_string),
             parts: PartFiles {
                 transformer: parts.transformer,
                 vae: parts.vae,

@@ -1,6 +1,6 @@
 //! `darkroom plan`: bytes, memory and work of a model and a size, before anything is computed.
 
-use std::io::Write;
+use std::{ffi::OsStr, io::Write};
 
 use anyhow::Result;
 use clap::Args as ClapArgs;
@@ -62,7 +62,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     args.images.check(None)?;
-    let known = args.model.model.as_deref().and_then(real);
+    let known = args.model.model.as_deref().and_then(OsStr::to_str).and_then(real);
     let files = if args.model.is_given() { Some(args.model.find()) } else { None };
     // A known name without files is planned from the published configuration.
     let (title, plan, formats) = match (files, known) {
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 fn options(args: &Args) -> Result<LoadOptions> {
-    let safety = Some(args.safety.policy()?);
+    let safety = args.safety.policy()?;
     Ok(LoadOptions { upscaler: args.size.upscaler.clone(), safety, ..args.compute.options() })
 }
 

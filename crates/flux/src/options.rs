@@ -14,8 +14,8 @@ pub struct LoadOptions {
     /// The arithmetic of products; `None`: f32 if the transformer is stored so, otherwise bf16. Int8 is that of the
     /// transformer's large layers, all else is bf16 then.
     pub precision: Option<Precision>,
-    /// What is done with prompts and pictures; `None` is [`Safety::off`].
-    pub safety: Option<Safety>,
+    /// What is done with prompts and pictures; off unless it is said.
+    pub safety: Safety,
     /// The most memory that the process may take, bytes; `None`: what the machine has available when a picture is asked for
     /// ([`crate::memory::available`]). Weights that do not fit beside the rest are read again at every step; pictures stay the same.
     pub memory_limit: Option<u64>,

@@ -53,7 +53,6 @@ pub struct Pipeline {
     options: LoadOptions,
     backend: Arc<dyn Backend>,
     precision: Precision,
-    safety: Safety,
     prompts: PromptReader,
     transformer: Flux,
     scheduler: SchedulerConfig,
@@ -124,7 +123,6 @@ impl Pipeline {
         let previewer = Previewer::load(files.tiny_decoder.as_ref(), vae.config(), &backend, gentle)?;
 
         let pipeline = Self {
-            safety: options.safety.clone().unwrap_or_else(Safety::off),
             options: options.clone(),
             files,
             backend,
@@ -220,14 +218,12 @@ impl Pipeline {
 
     /// The policy in force.
     pub fn safety(&self) -> &Safety {
-        &self.safety
+        &self.options.safety
     }
 
     /// Puts another policy in force, for the runs that follow; nothing is loaded again.
     pub fn set_safety(&mut self, safety: Safety) {
-        // Plans have the gates' memory in them.
-        self.options.safety = Some(safety.clone());
-        self.safety = safety;
+        self.options.safety = safety;
     }
 
     /// A request with the model's defaults.
@@ -240,7 +236,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Refused`], or [`Error::Asked`] about `prompt` where a tokenizer of the model's own has no id for something.
     pub fn t5_tokens(&self, text: &str) -> Result<usize> {
-        self.prompts.t5_tokens(&self.safety.screen(text)?)
+        self.prompts.t5_tokens(&self.safety().screen(text)?)
     }
 
     /// Refuses a request that cannot be met, before any work.
@@ -343,7 +339,7 @@ impl Pipeline {
             schedule: request.schedule.to_string(),
             t5_length: request.t5_length as u32,
             precision: self.precision.to_string(),
-            safety: self.safety.name().into(),
+            safety: self.safety().name().into(),
             vae_tiling: request.vae_tiling,
             upscaled: request.upscale.map(|scale| self.upscaled(scale)).into_iter().collect(),
             loras: LoraUsed::all(&self.loras),
@@ -405,14 +401,14 @@ impl Pipeline {
     ) -> Result<()> {
         let plan = self.checked(request)?;
         watch.event(Event::Planned(&plan));
-        let prompt = self.safety.screen(&request.prompt)?;
-        let negative = self.safety.screen_negative(request.negative_prompt.as_deref().unwrap_or(""));
+        let prompt = self.safety().screen(&request.prompt)?;
+        let negative = self.safety().screen_negative(request.negative_prompt.as_deref().unwrap_or(""));
         // A mask shows nothing.
         for (field, picture) in request.pictures.all().filter(|(field, _)| *field != "mask") {
-            self.safety.check_given(field, picture)?;
+            self.safety().check_given(field, picture)?;
         }
         for (picture, _) in request.style_pictures() {
-            self.safety.check_given(request.style_field(), picture)?;
+            self.safety().check_given(request.style_field(), picture)?;
         }
         let mut refused = None;
 
@@ -507,11 +503,11 @@ impl Pipeline {
             };
             let upscale = start.elapsed().as_secs_f64();
             let seconds = Seconds { encode, denoise, decode, upscale };
-            let (reviewed, held, latents) = match self.safety.review(finished) {
+            let (reviewed, held, latents) = match self.safety().review(finished) {
                 Ok(reviewed) => (reviewed, None, latents),
                 Err(flagged) => {
                     watch.event(Event::Flagged { picture, refused: flagged.refused() });
-                    let on_flagged = self.safety.on_flagged();
+                    let on_flagged = self.safety().on_flagged();
                     if on_flagged == OnFlagged::Refuse {
                         refused = Some(flagged.into());
                         continue;

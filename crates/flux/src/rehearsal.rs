@@ -16,7 +16,6 @@ use crate::{
     options::LoadOptions,
     pixels::Rgb8,
     plan::{PartPlan, Plan, Workload, overhead},
-    safety::Safety,
     sampler::Sampler,
     styles::StyleEncoder,
     text::{
@@ -323,7 +322,7 @@ fn run_decoding(
 
     // What is kept of a picture that is blended in: where, its latents, their noise.
     let blended = if workload.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
-    let gates = options.safety.as_ref().map_or(0, Safety::resident_bytes);
+    let gates = options.safety.resident_bytes();
     let mut plan = Plan {
         parts,
         tokens: workload.t5_length + style_tokens + rows * columns + workload.given.reference_tokens,

@@ -183,6 +183,13 @@ struct PictureGate {
     sexy_threshold: Option<f32>,
 }
 
+/// Off.
+impl Default for Safety {
+    fn default() -> Self {
+        Self::off()
+    }
+}
+
 impl Safety {
     /// Everything passes.
     pub fn off() -> Self {

@@ -42,7 +42,7 @@ fn load_with(spec: &ModelSpec, paths: &SearchPaths) -> flux::Result<Pipeline> {
 }
 
 fn named(model: &Path) -> ModelSpec {
-    ModelSpec { model: Some(model.to_str().unwrap().to_owned()), parts: PartFiles::default() }
+    ModelSpec { model: Some(model.into()), parts: PartFiles::default() }
 }
 
 /// A file's bytes from a header and as many zeros.

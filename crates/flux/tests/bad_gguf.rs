@@ -133,7 +133,7 @@ fn gguf_files_that_are_damaged_or_lie() {
         let path = scratch.join(format!("{}.gguf", case.replace([' ', '−'], "-")));
         toy::bytes(&path, bytes);
         refused(case, &[&[path.to_str().unwrap()], *words].concat(), || {
-            load(&ModelSpec { model: Some(path.to_str().unwrap().into()), parts: PartFiles::default() })
+            load(&ModelSpec { model: Some((&path).into()), parts: PartFiles::default() })
         });
     }
     // Every cut and many damages: an answer or a refusal, never more than a little memory.

@@ -34,7 +34,7 @@ fn outcome(tensor: &str, value: f32) -> Result<(), Error> {
     let folder = tempfile::tempdir().unwrap();
     copy(&support::folder().join("pipelines/one_one_schnell"), folder.path());
     overwrite(&folder.path().join("vae/diffusion_pytorch_model.safetensors"), tensor, value);
-    let spec = ModelSpec { model: Some(folder.path().display().to_string()), ..ModelSpec::default() };
+    let spec = ModelSpec { model: Some(folder.path().into()), ..ModelSpec::default() };
     let pipeline = Pipeline::load(spec.find(&SearchPaths::default())?, &LoadOptions::default(), &mut ())?;
     let mut request = pipeline.request("a cat");
     (request.width, request.height, request.steps, request.t5_length) = (32, 32, 2, 16);

@@ -51,7 +51,7 @@ fn same(case: &str, got: &Generated, expected: &Generated) {
 }
 
 fn named(model: impl AsRef<Path>) -> ModelSpec {
-    ModelSpec { model: Some(model.as_ref().to_str().unwrap().to_owned()), parts: PartFiles::default() }
+    ModelSpec { model: Some(model.as_ref().into()), parts: PartFiles::default() }
 }
 
 fn parts(paths: [&Path; 4]) -> ModelSpec {

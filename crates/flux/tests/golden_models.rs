@@ -308,7 +308,7 @@ fn texts_and_noise_levels_of_whole_pipelines() {
         let worst = sigmas.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst <= 2e-7, "{name}: a sigma is {worst:e} away");
 
-        let spec = ModelSpec { model: Some(path.to_str().unwrap().to_owned()), ..ModelSpec::default() };
+        let spec = ModelSpec { model: Some((&path).into()), ..ModelSpec::default() };
         let files = spec.find(&SearchPaths::default()).unwrap();
         let (clip_tokenizer, t5_tokenizer) = tokenizers(&path);
         let safety = Safety::off();

@@ -56,7 +56,7 @@ fn cases() -> Vec<PathBuf> {
 fn load(path: &Path, case: &Case, device: Device) -> Pipeline {
     let transformer = path.join("transformer");
     let spec = ModelSpec {
-        model: Some(folder().join("pipelines").join(&case.base).to_str().unwrap().to_owned()),
+        model: Some(folder().join("pipelines").join(&case.base).into()),
         parts: PartFiles { transformer: transformer.is_dir().then_some(transformer), ..PartFiles::default() },
     };
     let mut files = spec.find(&SearchPaths::default()).unwrap();

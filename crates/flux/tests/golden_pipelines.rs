@@ -42,7 +42,7 @@ fn cases() -> Vec<std::path::PathBuf> {
 }
 
 fn load(case: &Path, device: Device) -> Pipeline {
-    let spec = ModelSpec { model: Some(case.to_str().unwrap().to_owned()), ..ModelSpec::default() };
+    let spec = ModelSpec { model: Some(case.into()), ..ModelSpec::default() };
     let options = LoadOptions { device, precision: Some(Precision::F32), ..LoadOptions::default() };
     Pipeline::load(spec.find(&SearchPaths::default()).unwrap(), &options, &mut ()).unwrap()
 }

@@ -42,7 +42,7 @@ fn picture() -> Rgb8 {
 }
 
 fn spec(pipeline: &str, redux_model: Option<&Path>) -> ModelSpec {
-    let model = folder().join("pipelines").join(pipeline).to_str().unwrap().to_owned();
+    let model = folder().join("pipelines").join(pipeline).into();
     let parts = PartFiles { redux_model: redux_model.map(Path::to_owned), ..PartFiles::default() };
     ModelSpec { model: Some(model), parts }
 }

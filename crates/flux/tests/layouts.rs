@@ -47,7 +47,7 @@ fn same(layout: &str, got: &Generated, expected: &Generated) {
 }
 
 fn named(model: impl AsRef<Path>) -> ModelSpec {
-    ModelSpec { model: Some(model.as_ref().to_str().unwrap().to_owned()), parts: PartFiles::default() }
+    ModelSpec { model: Some(model.as_ref().into()), parts: PartFiles::default() }
 }
 
 fn parts(paths: [&Path; 4]) -> ModelSpec {
@@ -70,6 +70,14 @@ fn every_layout_gives_the_same_picture() {
 
     let mut layouts: Vec<(&str, ModelSpec, SearchPaths)> = Vec::new();
     let mut add = |layout, spec, paths: &SearchPaths| layouts.push((layout, spec, paths.clone()));
+
+    #[cfg(unix)]
+    {
+        use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+        let odd = diffusers.with_file_name(OsStr::from_bytes(b"krea-\xFF"));
+        std::os::unix::fs::symlink(&diffusers, &odd).unwrap();
+        add("a name that is no UTF-8", named(&odd), &nowhere);
+    }
 
     let sharded = scratch.join("sharded-krea");
     toy.diffusers(&sharded, 3);

@@ -46,7 +46,7 @@ fn scores_are_nsfwjs_own() {
 
 fn pipeline(safety: Safety) -> Pipeline {
     let files = ModelSpec::default().find(&SearchPaths::default()).expect("the model in the box");
-    let options = LoadOptions { safety: Some(safety), ..LoadOptions::default() };
+    let options = LoadOptions { safety, ..LoadOptions::default() };
     Pipeline::load(files, &options, &mut ()).expect("it loads")
 }
 

@@ -68,14 +68,14 @@ impl Stock {
         let Surroundings { search, mut options } = surroundings.clone();
         options.memory_limit = config.memory_limit.map(|size| size.0).or(options.memory_limit);
         let usual = SafetyConfig::default();
-        options.safety = Some(Safety::new(&SafetyConfig {
+        options.safety = Safety::new(&SafetyConfig {
             prompts: config.safety.prompts,
             word_list: config.safety.words.clone(),
             pictures: config.safety.pictures,
             threshold: config.safety.threshold.map_or(usual.threshold, |threshold| threshold as f32),
             ..usual
-        })?);
-        if options.safety.as_ref().is_some_and(Safety::is_off) {
+        })?;
+        if options.safety.is_off() {
             tracing::warn!(
                 "the safety policy is off: the models' licence asks whoever deploys them for a filter or a review"
             );
@@ -83,7 +83,7 @@ impl Stock {
         options.prompt_cache.get_or_insert_with(|| PromptCache::new(config.data_dir.join("prompts")));
         let names = if config.models.is_empty() { vec![POCKET.to_owned()] } else { config.models.clone() };
         let models = names.into_iter().map(|given| {
-            let spec = ModelSpec { model: (given != POCKET).then(|| given.clone()), ..ModelSpec::default() };
+            let spec = ModelSpec { model: (given != POCKET).then(|| (&given).into()), ..ModelSpec::default() };
             spec.find(&search)?;
             Ok::<_, flux::Error>(Served { name: name_of(&given), spec })
         });
@@ -102,7 +102,7 @@ impl Stock {
 
     /// The policy for prompts and pictures.
     pub fn safety(&self) -> Safety {
-        self.options.safety.clone().unwrap_or_else(Safety::off)
+        self.options.safety.clone()
     }
 
     /// The same for a model.

@@ -1,6 +1,7 @@
 //! From what a person typed to the files of a model. What is missing is said by name, with the places looked at.
 
 use std::{
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,7 +17,7 @@ use crate::{
 pub struct ModelSpec {
     /// `-m`: a path, a known name (`krea`, `dev`, `schnell`, `kontext`, `fill`, `canny`, `depth`, `pocket`) or a repository (`org/name`); `None` is `pocket`
     /// unless parts are given.
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Files given one by one.
     pub parts: PartFiles,
 }
@@ -69,7 +70,7 @@ impl ModelSpec {
         Ok(files)
     }
 
-    fn find_named(&self, model: &str, paths: &SearchPaths) -> Result<ModelFiles> {
+    fn find_named(&self, model: &OsStr, paths: &SearchPaths) -> Result<ModelFiles> {
         let path = Path::new(model);
         if path.is_dir() {
             return self.find_in_folder(path, paths);
@@ -77,6 +78,8 @@ impl ModelSpec {
         if path.is_file() {
             return self.find_around(path, paths);
         }
+        // A path need not be UTF-8, all names are.
+        let model = &*model.to_string_lossy();
         if model == pocket::NAME {
             return pocket::files();
         }

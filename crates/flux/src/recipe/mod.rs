@@ -287,7 +287,7 @@ impl Recipe {
     pub fn model_spec(&self, paths: &SearchPaths) -> Result<Option<ModelSpec>> {
         let files = &self.files;
         if let Some(model) = &self.model {
-            return Ok(Some(ModelSpec { model: Some(model.clone()), parts: PartFiles::default() }));
+            return Ok(Some(ModelSpec { model: Some(model.into()), parts: PartFiles::default() }));
         }
         if files.transformer.is_none() && files.checkpoint.is_none() {
             return Ok(None);
@@ -318,7 +318,7 @@ impl Recipe {
             None => None,
             Some(name) => {
                 let path = find(paths, &["checkpoints"], name, "-m")?;
-                if parts.transformer.is_none() { Some(path.display().to_string()) } else { None }
+                if parts.transformer.is_none() { Some(path.into_os_string()) } else { None }
             }
         };
         Ok(Some(ModelSpec { model, parts }))

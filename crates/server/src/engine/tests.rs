@@ -229,8 +229,7 @@ async fn models_come_and_go() {
     let view = bench.end(ask("a fox")).await;
     assert_eq!(view.fault(), Some(&Fault::UnknownModel("pocket".into())));
     bench.files(Ask { model: "other".into(), ..ask("a fox") }).await;
-    let broken =
-        ModelSpec { model: Some(bench.folder.path().join("nothing").display().to_string()), ..ModelSpec::default() };
+    let broken = ModelSpec { model: Some(bench.folder.path().join("nothing").into()), ..ModelSpec::default() };
     let broken = Served { name: "broken".into(), spec: broken };
     bench.shelf.replace(Stock { models: vec![broken], ..Stock::default() });
     let view = bench.end(Ask { model: "broken".into(), ..ask("a fox") }).await;
@@ -264,7 +263,7 @@ async fn loras_are_swapped_and_a_wrong_one_harms_nobody() {
 async fn what_is_flagged_is_left_out_or_black() {
     // Every picture is above such a threshold.
     let gates = SafetyConfig { threshold: 1e-9, ..SafetyConfig::default() };
-    let options = LoadOptions { safety: Some(Safety::new(&gates).unwrap()), ..LoadOptions::default() };
+    let options = LoadOptions { safety: Safety::new(&gates).unwrap(), ..LoadOptions::default() };
     let own_line = Stock { options: options.clone(), box_threshold: Some(1.0), ..one_model() };
     assert_eq!(bench(own_line).await.files(ask("a red fox")).await.len(), 1, "the model in the box has its own line");
     let bench = bench(Stock { options, safety_optional: true, ..one_model() }).await;
@@ -315,7 +314,7 @@ pub(crate) fn lora(path: &Path, size: u8) {
 #[tokio::test]
 async fn what_is_held_waits_in_the_store_and_is_no_result() {
     let gates = SafetyConfig { threshold: 1e-9, ..SafetyConfig::default() };
-    let options = LoadOptions { safety: Some(Safety::new(&gates).unwrap()), ..LoadOptions::default() };
+    let options = LoadOptions { safety: Safety::new(&gates).unwrap(), ..LoadOptions::default() };
     let hold = Some(Duration::from_hours(1));
     let bench = bench(Stock { options, hold, ..one_model() }).await;
     let size = OutputSize::Exact { width: 100, height: 60 };
