@@ -1,11 +1,10 @@
 //! Text to picture with the FLUX.1 family: load, generate, observe, cancel.
 //!
 //! A library without network, threads of its own or `async`: [`Pipeline::load`] finds and checks the weights (they stay in
-//! their files), [`Pipeline::generate`] makes pictures, a [`Watch`] follows and stops it. The modules are the rooms a
-//! request walks through, in this order: [`model`], [`request`], [`safety`], [`text`], [`noise`], [`latents`],
-//! [`schedule`], [`transformer`], [`sampler`], [`vae`], [`pixels`], [`image_file`].
+//! their files), [`Pipeline::generate`] makes pictures, a [`Watch`] follows and stops it. `examples/generate.rs` is a whole
+//! program.
 //!
-//! ```no_run
+//! ```
 //! use flux::{Event, LoadOptions, Pipeline, Watch, image_file, model::{ModelSpec, SearchPaths}};
 //!
 //! /// Prints each step and stops when the clock runs out.
@@ -24,20 +23,45 @@
 //! }
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let spec = ModelSpec { model: Some("path/to/FLUX.1-Krea-dev".into()), ..ModelSpec::default() };
+//! # let folder = tempfile::tempdir()?;
+//! # let folder = folder.path();
+//! // The model in the box; another one by `model: Some("path/to/FLUX.1-Krea-dev".into())`.
+//! let spec = ModelSpec::default();
 //! let pipeline = Pipeline::load(spec.find(&SearchPaths::default())?, &LoadOptions::default(), &mut ())?;
 //!
-//! let mut request = pipeline.request("a fox in the snow, early morning"); // the model's own defaults
-//! (request.width, request.height, request.seed) = (1024, 768, 42);
+//! let mut request = pipeline.request("a red apple"); // the model's own defaults
+//! (request.width, request.height, request.seed) = (96, 64, 42);
 //!
 //! let mut watch = Deadline(std::time::Instant::now() + std::time::Duration::from_secs(600));
 //! for made in pipeline.generate(&request, &mut watch)? {
 //!     let png = image_file::encode(&made.picture, &made.provenance, image_file::Encoding::default())?;
-//!     std::fs::write(format!("fox-{}.png", made.seed), png)?;
+//!     std::fs::write(folder.join(format!("apple-{}.png", made.seed)), png)?;
 //! }
+//! # assert!(folder.join("apple-42.png").is_file());
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Where to look
+//!
+//! What programs use stands at the top: [`Pipeline`], [`Request`], [`LoadOptions`], [`Watch`], [`Error`]. The modules with the
+//! types of their fields, and what goes around a picture:
+//!
+//! | module | for |
+//! |---|---|
+//! | [`model`] | which model, and where its files may be |
+//! | [`request`], [`sizes`], [`sampler`], [`schedule`], [`noise`], [`acceleration`] | what is asked for |
+//! | [`conditioning`], [`styles`], [`resize`] | pictures to begin from, to follow, to look at |
+//! | [`lora`] | files that change a model |
+//! | [`safety`] | what is done with prompts and pictures |
+//! | [`pixels`], [`image_file`], [`upscale`] | finished pictures and their files |
+//! | [`recipe`] | ComfyUI's workflows and others' metadata as requests |
+//! | [`plan`], [`rehearsal`], [`memory`] | what a picture takes, before it is made |
+//! | [`prompt_cache`] | what the text encoders said, on disk |
+//! | [`convert`] | files in another format |
+//!
+//! The others are the rooms that a request walks through, public for tests and measurements: [`text`], [`vision`], [`latents`],
+//! [`transformer`], [`vae`], [`weights`]. They follow the models' papers, and change when those are read better.
 
 #![forbid(unsafe_code)]
 

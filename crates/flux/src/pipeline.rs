@@ -36,7 +36,7 @@ use crate::{
 
 /// A loaded model.
 ///
-/// ```no_run
+/// ```
 /// use flux::{Pipeline, LoadOptions, model::{ModelSpec, SearchPaths}};
 ///
 /// let files = ModelSpec::default().find(&SearchPaths::default())?; // the model in the box
@@ -264,7 +264,7 @@ impl Pipeline {
     /// What a picture of `request` takes and how it is going to be made: which blocks stay in memory, whether it is decoded in
     /// tiles. [`Plan::shortfall`] tells if it cannot be made.
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> Result<(), flux::Error> {
     /// # let files = flux::model::ModelSpec::default().find(&flux::model::SearchPaths::default())?;
     /// use flux::{LoadOptions, Pipeline};

@@ -33,7 +33,7 @@ const EXTENSION: &str = "embeds";
 
 /// A folder of embeddings.
 ///
-/// ```no_run
+/// ```
 /// # fn main() -> Result<(), flux::Error> {
 /// # let files = flux::model::ModelSpec::default().find(&flux::model::SearchPaths::default())?;
 /// use flux::{LoadOptions, Pipeline, PromptCache};
