@@ -33,7 +33,7 @@ use tensor::{Backend, Precision, Tensor};
 const BOUND: f64 = 1e-5;
 
 /// Every fixture whose name begins with `kind`, on every backend, with each operation's result remembered.
-fn each(kind: &str, least: usize, test: impl Fn(&str, &Golden, &Arc<Trace>)) {
+fn each(kind: &str, least: usize, test: impl Fn(&str, &Golden, &Trace)) {
     let names = std::fs::read_dir(folder().join("models")).unwrap().map(|e| e.unwrap().file_name());
     let mut names: Vec<String> = names.map(|n| n.to_string_lossy().into_owned()).collect();
     names.retain(|name| name.starts_with(kind));
@@ -45,10 +45,6 @@ fn each(kind: &str, least: usize, test: impl Fn(&str, &Golden, &Arc<Trace>)) {
             test(&format!("{name} on {}", backend.name()), &golden, &Trace::new(backend));
         }
     }
-}
-
-fn as_backend(trace: &Arc<Trace>) -> Arc<dyn Backend> {
-    trace.clone()
 }
 
 /// Batch item `item` of a recorded tensor.
@@ -67,7 +63,7 @@ fn picture(golden: &Golden, name: &str, backend: &Arc<dyn Backend>) -> Tensor {
 #[test]
 fn transformers_in_diffusers_names() {
     each("flux_", 2, |run, golden, trace| {
-        let backend = as_backend(trace);
+        let backend = trace.backend.clone();
         let config = FluxConfig::from_diffusers(&golden.metadata()["config"]).unwrap();
         let flux = Flux::load(config, &golden.weights(Naming::FluxDiffusers, &backend)).unwrap();
         let config = flux.config();
@@ -126,7 +122,7 @@ fn transformers_in_diffusers_names() {
 #[test]
 fn clip_with_either_end_token_rule() {
     each("clip_", 2, |run, golden, trace| {
-        let backend = as_backend(trace);
+        let backend = trace.backend.clone();
         let config = ClipConfig::from_json(&golden.metadata()["config"]).unwrap();
         let layers = config.num_hidden_layers;
         let clip = Clip::load(config, &golden.weights(Naming::Same, &backend)).unwrap();
@@ -149,7 +145,7 @@ fn clip_with_either_end_token_rule() {
 #[test]
 fn t5_gated_and_not() {
     each("t5_", 2, |run, golden, trace| {
-        let backend = as_backend(trace);
+        let backend = trace.backend.clone();
         let config = T5Config::from_json(&golden.metadata()["config"]).unwrap();
         let layers = config.num_layers;
         let t5 = T5::load(config, &golden.weights(Naming::Same, &backend)).unwrap();
@@ -179,7 +175,7 @@ fn autoencoders_whole_and_in_tiles() {
         tile_overlap_factor: f64,
     }
     each("vae_", 6, |run, golden, trace| {
-        let backend = as_backend(trace);
+        let backend = trace.backend.clone();
         let config = VaeConfig::from_diffusers(&golden.metadata()["config"]).unwrap();
         let levels = config.block_out_channels.len();
         let weights = golden.weights(Naming::VaeDiffusers { levels }, &backend);
@@ -259,7 +255,7 @@ fn tiles_larger_than_the_picture_change_nothing() {
 #[test]
 fn tiny_autoencoder() {
     each("taef1", 1, |run, golden, trace| {
-        let backend = as_backend(trace);
+        let backend = trace.backend.clone();
         let weights = golden.weights(Naming::Same, &backend);
         // The reference's pictures are in [−1, 1], the network's in [0, 1].
         let encoder = TinyEncoder::load(&weights).unwrap();

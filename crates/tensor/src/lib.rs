@@ -16,6 +16,7 @@
 //! | [`reference`] | every operation in the plainest loops: the specification that runs |
 //! | [`cpu`] | the fast backend |
 //! | [`dry_run`] | computes nothing, counts work and memory |
+//! | [`observed`] | another backend, with somebody told of every operation |
 
 mod backend;
 pub mod cpu;
@@ -27,6 +28,7 @@ mod formats;
 mod host;
 mod int8;
 mod kept;
+pub mod observed;
 pub mod reference;
 mod shape;
 mod tensor;

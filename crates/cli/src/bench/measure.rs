@@ -125,8 +125,7 @@ fn work(subject: &Subject<'_>) -> Result<Work> {
 /// Where the time of a run goes. The part is loaded anew, so it is warmed up anew.
 fn stages(subject: &Subject<'_>, backend: Arc<dyn Backend>) -> Result<Stages> {
     let timed = Timed::new(backend);
-    let backend: Arc<dyn Backend> = timed.clone();
-    let run = (subject.prepare)(&backend)?;
+    let run = (subject.prepare)(&timed.backend)?;
     run()?;
     timed.take();
     run()?;

@@ -8,7 +8,10 @@ use std::{
 
 use flux::weights::{Checkpoint, Naming, Weights, safetensors::Header};
 use tensor::{
-    Backend, Binary, GroupNorm, Mask, Padding, Precision, Shape, Tensor, Unary, Weight, cpu::Cpu, reference::Reference,
+    Backend, Precision, Tensor,
+    cpu::Cpu,
+    observed::{Done, Observed},
+    reference::Reference,
 };
 
 /// Both backends that compute.
@@ -117,17 +120,20 @@ pub fn channels_last(backend: &Arc<dyn Backend>, shape: &[usize], values: Vec<f3
     Tensor::from_vec(backend, tensor::Shape::new(shape), values).permute(&[1, 2, 0])
 }
 
-/// A backend around another that remembers the result of every operation, so that a test can look at blocks which the
-/// engine's interface does not show.
-#[derive(Debug)]
+/// A backend that remembers the result of every operation, so that a test can look at blocks which the engine's interface does
+/// not show.
 pub struct Trace {
-    inner: Arc<dyn Backend>,
-    results: Mutex<Vec<Tensor>>,
+    pub backend: Arc<dyn Backend>,
+    results: Arc<Mutex<Vec<Tensor>>>,
 }
 
 impl Trace {
-    pub fn new(inner: Arc<dyn Backend>) -> Arc<Self> {
-        Arc::new(Self { inner, results: Mutex::default() })
+    pub fn new(inner: Arc<dyn Backend>) -> Self {
+        let results: Arc<Mutex<Vec<Tensor>>> = Arc::default();
+        let kept = results.clone();
+        let remember =
+            move |done: Done<'_>| kept.lock().expect("no test thread panicked here").push(done.result.clone());
+        Self { backend: Observed::new(inner, remember), results }
     }
 
     /// Fails with the name of the first of `places` (in the order in which they are computed) whose values are no
@@ -150,173 +156,5 @@ impl Trace {
             );
             from += index;
         }
-    }
-
-    /// The inner backend's tensor.
-    fn open(x: &Tensor) -> Tensor {
-        x.buffer().downcast_ref::<Tensor>().expect("a tensor of this backend").reshape(x.shape())
-    }
-
-    fn remember(&self, y: &Tensor) {
-        self.results.lock().expect("no test thread panicked here").push(y.clone());
-    }
-
-    /// The inner result `y` as one of this backend, which `x` is of.
-    fn wrap(&self, x: &Tensor, y: Tensor) -> Tensor {
-        self.remember(&y);
-        x.like(y.shape(), Arc::new(y))
-    }
-}
-
-/// Only forwards.
-impl Backend for Trace {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn upload(self: Arc<Self>, shape: Shape, values: Vec<f32>) -> Tensor {
-        let y = self.inner.clone().upload(shape, values);
-        Tensor::new(shape, Arc::new(y), self)
-    }
-
-    fn download(&self, x: &Tensor) -> Vec<f32> {
-        Self::open(x).to_vec()
-    }
-
-    fn linear(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Tensor {
-        self.wrap(x, self.inner.linear(&Self::open(x), weight, bias.map(Self::open).as_ref()))
-    }
-
-    fn attention(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        scale: f32,
-        mask: Mask<'_>,
-        precision: Precision,
-    ) -> Tensor {
-        let [inner_q, inner_k, inner_v] = [q, k, v].map(Self::open);
-        let shifts = if let Mask::Relative(shifts) = mask { Some(Self::open(shifts)) } else { None };
-        let mask = shifts.as_ref().map_or(mask, Mask::Relative);
-        self.wrap(q, self.inner.attention(&inner_q, &inner_k, &inner_v, scale, mask, precision))
-    }
-
-    fn conv2d(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, stride: usize, padding: Padding) -> Tensor {
-        self.wrap(x, self.inner.conv2d(&Self::open(x), weight, bias.map(Self::open).as_ref(), stride, padding))
-    }
-
-    fn depthwise_conv2d(
-        &self,
-        x: &Tensor,
-        kernel: &Tensor,
-        bias: Option<&Tensor>,
-        stride: usize,
-        padding: Padding,
-    ) -> Tensor {
-        let [inner, kernel] = [x, kernel].map(Self::open);
-        self.wrap(x, self.inner.depthwise_conv2d(&inner, &kernel, bias.map(Self::open).as_ref(), stride, padding))
-    }
-
-    fn layer_norm(&self, x: &Tensor, eps: f32) -> Tensor {
-        self.wrap(x, self.inner.layer_norm(&Self::open(x), eps))
-    }
-
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
-        self.wrap(x, self.inner.rms_norm(&Self::open(x), &Self::open(weight), eps))
-    }
-
-    fn group_norm(&self, x: &Tensor, norm: GroupNorm<'_>) -> Tensor {
-        let [weight, bias] = [norm.weight, norm.bias].map(Self::open);
-        self.wrap(x, self.inner.group_norm(&Self::open(x), GroupNorm { weight: &weight, bias: &bias, ..norm }))
-    }
-
-    fn unary(&self, x: &Tensor, f: Unary) -> Tensor {
-        self.wrap(x, self.inner.unary(&Self::open(x), f))
-    }
-
-    fn binary(&self, a: &Tensor, b: &Tensor, f: Binary) -> Tensor {
-        self.wrap(a, self.inner.binary(&Self::open(a), &Self::open(b), f))
-    }
-
-    fn rope(&self, x: &Tensor, angles: &Tensor) -> Tensor {
-        self.wrap(x, self.inner.rope(&Self::open(x), &Self::open(angles)))
-    }
-
-    fn embedding(self: Arc<Self>, table: &Weight, ids: &[u32]) -> Tensor {
-        let y = self.inner.clone().embedding(table, ids);
-        self.remember(&y);
-        Tensor::new(y.shape(), Arc::new(y), self)
-    }
-
-    fn concat(&self, parts: &[&Tensor], axis: usize) -> Tensor {
-        let inner: Vec<Tensor> = parts.iter().map(|x| Self::open(x)).collect();
-        self.wrap(parts[0], self.inner.concat(&inner.iter().collect::<Vec<_>>(), axis))
-    }
-
-    fn slice(&self, x: &Tensor, axis: usize, start: usize, len: usize) -> Tensor {
-        self.wrap(x, self.inner.slice(&Self::open(x), axis, start, len))
-    }
-
-    fn permute(&self, x: &Tensor, axes: &[usize]) -> Tensor {
-        self.wrap(x, self.inner.permute(&Self::open(x), axes))
-    }
-
-    fn upsample_nearest_2x(&self, x: &Tensor) -> Tensor {
-        self.wrap(x, self.inner.upsample_nearest_2x(&Self::open(x)))
-    }
-
-    fn linear_unary(&self, x: &Tensor, weight: &Weight, bias: Option<&Tensor>, f: Unary) -> Tensor {
-        self.wrap(x, self.inner.linear_unary(&Self::open(x), weight, bias.map(Self::open).as_ref(), f))
-    }
-
-    fn linear_gated_add(
-        &self,
-        residual: &Tensor,
-        gate: &Tensor,
-        x: &[&Tensor],
-        weight: &Weight,
-        bias: Option<&Tensor>,
-    ) -> Tensor {
-        let [inner, gate] = [residual, gate].map(Self::open);
-        let parts: Vec<_> = x.iter().map(|part| Self::open(part)).collect();
-        let (parts, bias) = (parts.iter().collect::<Vec<_>>(), bias.map(Self::open));
-        self.wrap(residual, self.inner.linear_gated_add(&inner, &gate, &parts, weight, bias.as_ref()))
-    }
-
-    fn modulated_norm(&self, x: &Tensor, shift: &Tensor, scale: &Tensor, eps: f32) -> Tensor {
-        self.wrap(x, self.inner.modulated_norm(&Self::open(x), &Self::open(shift), &Self::open(scale), eps))
-    }
-
-    fn add_scaled(&self, y: &Tensor, a: f32, x: &Tensor) -> Tensor {
-        self.wrap(y, self.inner.add_scaled(&Self::open(y), a, &Self::open(x)))
-    }
-
-    fn qk_norm_rope(
-        &self,
-        x: &Tensor,
-        start: usize,
-        heads: usize,
-        weight: &Tensor,
-        angles: &Tensor,
-        eps: f32,
-    ) -> Tensor {
-        let [inner_x, weight, angles] = [x, weight, angles].map(Self::open);
-        self.wrap(x, self.inner.qk_norm_rope(&inner_x, start, heads, &weight, &angles, eps))
-    }
-
-    fn norm_silu_conv2d(
-        &self,
-        x: &Tensor,
-        norm: GroupNorm<'_>,
-        weight: &Weight,
-        bias: Option<&Tensor>,
-        padding: Padding,
-        residual: Option<&Tensor>,
-    ) -> Tensor {
-        let [gain, offset, inner] = [norm.weight, norm.bias, x].map(Self::open);
-        let norm = GroupNorm { weight: &gain, bias: &offset, ..norm };
-        let [bias, residual] = [bias, residual].map(|tensor| tensor.map(Self::open));
-        self.wrap(x, self.inner.norm_silu_conv2d(&inner, norm, weight, bias.as_ref(), padding, residual.as_ref()))
     }
 }
