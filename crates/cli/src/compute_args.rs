@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use flux::{Device, LoadOptions, Precision, PromptCache};
+use server::config::Size;
 
 /// How to compute.
 #[derive(Args, Clone)]
@@ -16,7 +17,7 @@ pub(crate) struct ComputeArgs {
     /// weights are, otherwise bf16
     #[arg(long, value_name = "KIND", default_value = "auto", value_parser = parse_precision)]
     precision: Asked,
-    /// The most memory to use, as 12GB, 12GiB or 800M [default: what the machine has available]. Weights that do not fit are
+    /// The most memory to use, such as 12GB, 12GiB or 800M [default: what the machine has available]. Weights that do not fit are
     /// read from their files at every step; the picture does not depend on it
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     memory_limit: Option<u64>,
@@ -76,24 +77,12 @@ fn parse_precision(text: &str) -> Result<Asked, String> {
     text.parse().map(|precision| Asked(Some(precision))).map_err(unknown)
 }
 
-/// A number with a unit, decimal (`GB`, `G`) or binary (`GiB`).
+/// A number with a unit, decimal (`GB`, `G`) or binary (`GiB`); bytes alone, or a few, are no memory to compute in.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let expected =
-        || format!("'{text}' is not a size of memory; expected a number with a unit, as 12GB, 12GiB or 800M");
-    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(expected)?;
-    let (number, unit) = text.split_at(at);
-    let number: f64 = number.parse().map_err(|_| expected())?;
-    let unit = match unit.trim().to_ascii_lowercase().as_str() {
-        "m" | "mb" => 1e6,
-        "mib" => 1024.0 * 1024.0,
-        "g" | "gb" => 1e9,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        "t" | "tb" => 1e12,
-        "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        _ => return Err(expected()),
-    };
-    let bytes = number * unit;
-    if (1.0..1e18).contains(&bytes) { Ok(bytes as u64) } else { Err(expected()) }
+    let size = text.parse().ok().filter(|Size(bytes)| *bytes >= 1_000_000);
+    size.map(|Size(bytes)| bytes).ok_or_else(|| {
+        format!("'{text}' is not a size of memory; expected a number with a unit, such as 12GB, 12GiB or 800M")
+    })
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use std::{
 use anyhow::{Context, Result, anyhow};
 use clap::Args as ClapArgs;
 use flux::{
-    Event, Generated, LoadOptions, Pipeline, Request, Watch,
+    Event, Generated, LoadOptions, Pipeline, Request, Seconds, Watch,
+    acceleration::Evaluations,
     image_file::{self, Encoding, Format, MetadataLevel, Provenance},
     noise::Noise,
     pixels::Rgb8,
@@ -323,22 +324,8 @@ struct Written {
     #[serde(skip_serializing_if = "Option::is_none")]
     scores: Option<Scores>,
     /// Velocities.
-    evaluations: Evaluated,
+    evaluations: Evaluations,
     seconds: Seconds,
-}
-
-#[derive(serde::Serialize)]
-struct Evaluated {
-    computed: u32,
-    reused: u32,
-}
-
-#[derive(serde::Serialize)]
-struct Seconds {
-    encode: f64,
-    denoise: f64,
-    decode: f64,
-    upscale: f64,
 }
 
 fn save(args: &Args, template: &Template, batch: u32, generated: &Generated) -> Result<Written> {
@@ -364,13 +351,8 @@ fn save(args: &Args, template: &Template, batch: u32, generated: &Generated) -> 
         height: picture.height(),
         format: template.format().to_string(),
         scores: generated.picture.verdict().scores,
-        evaluations: Evaluated { computed: generated.evaluations.computed, reused: generated.evaluations.reused },
-        seconds: Seconds {
-            encode: generated.seconds.encode,
-            denoise: generated.seconds.denoise,
-            decode: generated.seconds.decode,
-            upscale: generated.seconds.upscale,
-        },
+        evaluations: generated.evaluations,
+        seconds: generated.seconds,
     })
 }
 
@@ -482,13 +464,6 @@ pub(crate) fn cancel_on_interrupt() -> Result<Arc<AtomicBool>> {
     Ok(cancel)
 }
 
-/// `1024x768` → width, height.
-pub(crate) fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    let expected = || format!("'{text}' is not a size; expected WIDTHxHEIGHT, as 1024x768");
-    let (w, h) = text.split_once(['x', 'X', '×']).ok_or_else(expected)?;
-    Ok((w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?))
-}
-
 /// −1 is random as everywhere; other negative numbers count from 2⁶⁴ as in PyTorch.
 fn parse_seed(text: &str) -> Result<Seed, String> {
     let seed: i128 = text.trim().parse().map_err(|_| format!("'{text}' is not a whole number"))?;
@@ -504,9 +479,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_seeds() {
-        assert_eq!(parse_size("1024x768"), Ok((1024, 768)));
-        assert!(parse_size("1024").is_err() && parse_size("axb").is_err());
+    fn seeds() {
         assert!(matches!(parse_seed("-1"), Ok(Seed::Random)));
         assert!(matches!(parse_seed("-2"), Ok(Seed::Fixed(seed)) if seed == u64::MAX - 1));
         assert!(matches!(parse_seed("18446744073709551615"), Ok(Seed::Fixed(u64::MAX))));

@@ -267,29 +267,14 @@ fn tera(flop: u64) -> f64 {
     flop as f64 / 1e12
 }
 
-const GGUF: [DType; 12] = [
-    DType::Q8_0,
-    DType::Q5_1,
-    DType::Q5_0,
-    DType::Q4_1,
-    DType::Q4_0,
-    DType::Q6K,
-    DType::Q5K,
-    DType::Q4K,
-    DType::Q3K,
-    DType::Q2K,
-    DType::IQ4NL,
-    DType::IQ4XS,
-];
-
 pub(crate) fn parse_dtype(text: &str) -> Result<DType, String> {
     match text {
         "bf16" => Ok(DType::BF16),
         "f16" | "fp16" => Ok(DType::F16),
         "f32" | "fp32" => Ok(DType::F32),
         "fp8" | "f8" => Ok(DType::F8E4M3),
-        _ => GGUF.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
-            let names = GGUF.map(|dtype| dtype.name().to_lowercase()).join(", ");
+        _ => DType::BLOCKS.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(text)).ok_or_else(|| {
+            let names = DType::BLOCKS.map(|dtype| dtype.name().to_lowercase()).join(", ");
             format!("'{text}' is not a format; bf16, f16, f32, fp8 and GGUF's {names} are")
         }),
     }

@@ -20,7 +20,7 @@ pub(crate) struct SizeArgs {
     #[arg(short = 'H', long, value_name = "PIXELS")]
     pub(crate) height: Option<u32>,
     /// Both, as 1024x768: decides, whatever --aspect and --resolution say; or a shape, as 16:9
-    #[arg(long, value_name = "WxH", value_parser = parse_size, conflicts_with_all = ["width", "height"])]
+    #[arg(long, value_name = "WxH", value_parser = parse_wish, conflicts_with_all = ["width", "height"])]
     size: Option<String>,
     /// A shape, as 3:2, with about as many pixels as the model's usual size; with --resolution the nearest of its rows
     #[arg(long, value_name = "W:H", value_parser = parse_aspect, conflicts_with_all = ["width", "height"])]
@@ -84,7 +84,7 @@ impl SizeArgs {
     }
 }
 
-fn parse_size(text: &str) -> Result<String, String> {
+fn parse_wish(text: &str) -> Result<String, String> {
     let wish = Wish { size: Some(text), ..Wish::default() };
     wish.size().map(|_| text.to_owned()).map_err(plain)
 }
@@ -166,7 +166,7 @@ mod tests {
         let four_k = SizeArgs { resolution: Some(Tier::FourK), upscale: Some(2), ..args() };
         assert!(error(&four_k).contains("--upscale 2"));
         assert!(error(&SizeArgs { upscaler: Some("a".into()), ..args() }).contains("--upscaler"));
-        assert!(parse_size("1024").is_err() && parse_size("axb").is_err() && parse_size("1x1") == Ok("1x1".into()));
+        assert!(parse_wish("1024").is_err() && parse_wish("axb").is_err() && parse_wish("1x1") == Ok("1x1".into()));
         assert!(parse_aspect("0:2").is_err() && parse_aspect("100:1").is_err() && parse_aspect("nan:1").is_err());
         assert!(parse_scale("3").is_err() && parse_scale("4x") == Ok(4));
     }

@@ -142,7 +142,7 @@ impl FromStr for Acceleration {
 }
 
 /// How many velocities a picture took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Evaluations {
     /// Computed by the transformer. With classifier-free guidance a velocity takes it twice.
     pub computed: u32,

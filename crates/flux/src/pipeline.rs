@@ -86,7 +86,7 @@ pub struct Generated {
 }
 
 /// Seconds by stage.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Seconds {
     /// Tokenizers, CLIP and T5; once a request.
     pub encode: f64,

@@ -107,26 +107,11 @@ fn plain(scratch: &Scratch, toy: &Toy) -> ModelSpec {
     parts([flux, vae, clip, t5])
 }
 
-const BLOCKS: [DType; 12] = [
-    DType::Q8_0,
-    DType::Q5_1,
-    DType::Q5_0,
-    DType::Q4_1,
-    DType::Q4_0,
-    DType::Q6K,
-    DType::Q5K,
-    DType::Q4K,
-    DType::Q3K,
-    DType::Q2K,
-    DType::IQ4NL,
-    DType::IQ4XS,
-];
-
 /// city96's way: a transformer and a T5 encoder in GGUF files of their own, in ComfyUI's folders.
 #[test]
 fn a_transformer_and_an_encoder_with_its_tokenizer() {
     let toy = Toy::new();
-    for (index, wanted) in BLOCKS.chunks(4).chain([&[DType::BF16][..]]).enumerate() {
+    for (index, wanted) in DType::BLOCKS.chunks(4).chain([&[DType::BF16][..]]).enumerate() {
         let scratch = Scratch::new(&format!("gguf-{index}"));
         let models = scratch.join("ComfyUI/models");
         let mut transformer = Gguf::new();

@@ -180,7 +180,7 @@ impl From<Gate> for Error {
 }
 
 /// `23.8 GB`: decimal, as disks and downloads are counted.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "kB", "MB", "GB", "TB"];
     let mut value = bytes as f64;
     let mut unit = 0;
@@ -193,3 +193,13 @@ pub(crate) fn bytes(bytes: u64) -> String {
 
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_for_people() {
+        assert_eq!([0, 999, 1000, 23_802_816_640].map(bytes), ["0 B", "999 B", "1.0 kB", "23.8 GB"]);
+    }
+}

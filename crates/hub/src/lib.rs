@@ -28,5 +28,5 @@ mod remote;
 pub mod settings;
 pub mod transfer;
 
-pub use error::{Error, Gate, Result};
+pub use error::{Error, Gate, Result, bytes};
 pub use names::Repository;

@@ -23,7 +23,7 @@ pub use toml::Value;
 pub use s3::S3;
 use values::Set;
 pub(crate) use values::time;
-pub use values::{Arithmetic, LogFormat, Secret, Size, VendorOutput};
+pub use values::{Arithmetic, LogFormat, NotASize, Secret, Size, VendorOutput};
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]

@@ -7,26 +7,7 @@ use std::sync::Arc;
 
 use tensor::{Backend, Bytes, DType, Precision, Rows, Scale, Tensor, Weight, cpu::Cpu};
 
-const FORMATS: [DType; 18] = [
-    DType::F32,
-    DType::F16,
-    DType::BF16,
-    DType::F8E4M3,
-    DType::F8E5M2,
-    DType::I8,
-    DType::Q8_0,
-    DType::Q5_1,
-    DType::Q5_0,
-    DType::Q4_1,
-    DType::Q4_0,
-    DType::Q6K,
-    DType::Q5K,
-    DType::Q4K,
-    DType::Q3K,
-    DType::Q2K,
-    DType::IQ4NL,
-    DType::IQ4XS,
-];
+const PLAIN: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8];
 
 /// Bytes that are numbers below 2 in every format.
 fn weight(dtype: DType, [n, k]: [usize; 2], precision: Precision) -> Weight {
@@ -76,7 +57,7 @@ fn main() {
     let x = |m: usize| Tensor::from_vec(&backend, [m, SHAPE[1]], (0..m * SHAPE[1]).map(|i| (i % 7) as f32).collect());
     let (many, one) = (x(m), x(1));
     let plain = weight(DType::BF16, SHAPE, precision);
-    for dtype in FORMATS {
+    for dtype in PLAIN.into_iter().chain(DType::BLOCKS) {
         let weight = weight(dtype, SHAPE, precision);
         let ratios = (0..5).map(|_| seconds(&|| many.linear(&weight, None)) / seconds(&|| many.linear(&plain, None)));
         let ratio = median(ratios.collect());

@@ -49,6 +49,22 @@ pub enum DType {
 }
 
 impl DType {
+    /// GGUF's blocks, the most bits first.
+    pub const BLOCKS: [Self; 12] = [
+        Self::Q8_0,
+        Self::Q5_1,
+        Self::Q5_0,
+        Self::Q4_1,
+        Self::Q4_0,
+        Self::Q6K,
+        Self::Q5K,
+        Self::Q4K,
+        Self::Q3K,
+        Self::Q2K,
+        Self::IQ4NL,
+        Self::IQ4XS,
+    ];
+
     /// Elements that are stored together and can only be decoded together; 1 for plain numbers.
     pub const fn block(self) -> usize {
         match self {

@@ -9,21 +9,6 @@ use tensor::{
     cpu::{Cpu, Level},
 };
 
-const FORMATS: [DType; 12] = [
-    DType::Q8_0,
-    DType::Q5_1,
-    DType::Q5_0,
-    DType::Q4_1,
-    DType::Q4_0,
-    DType::Q6K,
-    DType::Q5K,
-    DType::Q4K,
-    DType::Q3K,
-    DType::Q2K,
-    DType::IQ4NL,
-    DType::IQ4XS,
-];
-
 /// A format, its blocks, and what they say.
 type Case = (DType, Arc<[u8]>, Vec<f32>);
 
@@ -36,7 +21,7 @@ fn cases() -> Vec<Case> {
         rest = others;
         first
     };
-    FORMATS
+    DType::BLOCKS
         .map(|dtype| {
             let name = std::str::from_utf8(take(8)).expect("a name").trim_end_matches('\0');
             assert_eq!(name, dtype.name());

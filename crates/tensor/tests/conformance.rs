@@ -8,7 +8,7 @@ mod support;
 
 use std::sync::Arc;
 
-use support::{BLOCKS, DTYPES, EXACT, FUNCTIONS, PRECISIONS, Random, SUMS, check, check_on_scale, levels};
+use support::{DTYPES, EXACT, FUNCTIONS, PRECISIONS, Random, SUMS, check, check_on_scale, levels};
 use tensor::{
     Backend, Bytes, DType, End, GroupNorm, Mask, Padding, Precision, Qkv, Rows, Scale, Shape, Tensor, Term, Unary,
     Weight,
@@ -58,7 +58,7 @@ fn linear_in_formats_with_blocks() {
     let mut random = Random::new();
     for (m, k, n) in [(1, 256, 67), (3, 1280, 35), (5, 512, 33), (33, 1536, 35)] {
         let x = random.tensor([m, k]);
-        for (dtype, precision) in BLOCKS.iter().flat_map(|d| PRECISIONS.map(|p| (*d, p))) {
+        for (dtype, precision) in DType::BLOCKS.iter().flat_map(|d| PRECISIONS.map(|p| (*d, p))) {
             let mixed = [(n / 3, dtype, 1.0), (1, DType::BF16, 1.0), (n - n / 3 - 1, dtype, 0.3)];
             let weight = random.weight([n, k], &mixed, precision);
             let case = format!("linear {m}×{k}→{n} {dtype:?} {precision:?}");
@@ -150,7 +150,7 @@ fn linear_with_terms() {
 #[test]
 fn scaled_weights_are_what_they_say() {
     let mut random = Random::new();
-    for dtype in DTYPES.into_iter().chain(BLOCKS) {
+    for dtype in DTYPES.into_iter().chain(DType::BLOCKS) {
         let weight = random.weight([3, 256], &[(1, dtype, 1.0), (2, dtype, 0.5)], Precision::F32);
         let by_rows = weight.scaled_rows(&[2.0, 0.25, -1.0]).unwrap();
         let (all, scaled, whole) = (weight.scaled(4.0).unwrap().to_f32(), by_rows.to_f32(), weight.to_f32());

@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use support::{BLOCKS, DTYPES, LEAST, Random, SUMS, check_on_scale, levels, nmse};
+use support::{DTYPES, LEAST, Random, SUMS, check_on_scale, levels, nmse};
 use tensor::{
     Backend, DType, End, Precision, Tensor, Term, Weight,
     cpu::{Cpu, Level},
@@ -72,7 +72,7 @@ fn kept_weights_change_no_bit() {
     for (m, k, n) in [(32, 1, 1), (33, 256, 67), (50, 3, 130), (40, 2560, 35), (1600, 1280, 70)] {
         let inputs = [random.tensor([m, k]), random.tensor([n]), random.tensor([m, n]), random.tensor([m, 7])];
         let factor = random.weight([n, 7], &[(n, DType::F32, 0.3)], Precision::BF16);
-        let dtypes = DTYPES.into_iter().chain(BLOCKS.into_iter().filter(|dtype| k % dtype.block() == 0));
+        let dtypes = DTYPES.into_iter().chain(DType::BLOCKS.into_iter().filter(|dtype| k % dtype.block() == 0));
         for dtype in dtypes {
             if m > 1000 && dtype != DType::BF16 {
                 continue;

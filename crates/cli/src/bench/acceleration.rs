@@ -11,7 +11,7 @@ use flux::{Generated, Pipeline, Request, acceleration::Acceleration, sampler::Sa
 use serde_json::json;
 
 use super::measure::level;
-use crate::{compute_args::ComputeArgs, generate::parse_size, model_args::ModelArgs};
+use crate::{compute_args::ComputeArgs, model_args::ModelArgs};
 
 /// What the model in the box can draw: things, colours, backgrounds, sizes and places.
 const PROMPTS: [&str; 16] = [
@@ -49,7 +49,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     prompts: Option<std::path::PathBuf>,
     /// The picture's size in pixels [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", value_parser = super::parse_size)]
     size: Option<(u32, u32)>,
     /// Steps from noise to picture
     #[arg(long, value_name = "N", default_value_t = 28)]

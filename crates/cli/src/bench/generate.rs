@@ -8,7 +8,7 @@ use flux::{Event, Pipeline, Seconds, Watch};
 use serde_json::json;
 
 use super::measure::{duration, level, median, peak_rss};
-use crate::{compute_args::ComputeArgs, generate::parse_size, model_args::ModelArgs, readable::bytes};
+use crate::{compute_args::ComputeArgs, model_args::ModelArgs, readable::bytes};
 
 /// Time whole pictures.
 #[derive(ClapArgs)]
@@ -23,7 +23,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "TEXT", default_value = "a red apple")]
     prompt: String,
     /// The picture's size in pixels [default: the model's]
-    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", value_parser = super::parse_size)]
     size: Option<(u32, u32)>,
     /// Steps from noise to picture [default: the model's]
     #[arg(long, value_name = "N")]

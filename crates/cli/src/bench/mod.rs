@@ -85,6 +85,13 @@ struct Runs {
     json: bool,
 }
 
+/// `1024x768` → width, height.
+fn parse_size(text: &str) -> Result<(u32, u32), String> {
+    let expected = || format!("'{text}' is not a size; expected WIDTHxHEIGHT, as 1024x768");
+    let (w, h) = text.split_once(['x', 'X', '×']).ok_or_else(expected)?;
+    Ok((w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?))
+}
+
 /// A side of a picture that can be computed.
 fn check_size(size: (u32, u32)) -> Result<()> {
     let sound = |side: u32| (16..=8192).contains(&side);
@@ -98,4 +105,15 @@ fn check_size(size: (u32, u32)) -> Result<()> {
 /// An error about a file.
 fn problem(path: &Path, what: impl std::fmt::Display) -> anyhow::Error {
     anyhow::anyhow!("{}: {what}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_two_numbers() {
+        assert_eq!(parse_size("1024x768"), Ok((1024, 768)));
+        assert!(parse_size("1024").is_err() && parse_size("axb").is_err());
+    }
 }

@@ -19,7 +19,7 @@ use super::{
     measure::{Run, Subject, measure},
     problem,
 };
-use crate::{Usage, generate::parse_size, lora_args, readable::shown};
+use crate::{Usage, lora_args, readable::shown};
 
 /// Time one evaluation of a transformer.
 #[derive(ClapArgs)]
@@ -34,7 +34,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", visible_alias = "diffusion-model")]
     transformer: PathBuf,
     /// The picture's size in pixels [default: 1024x1024, or that of the inputs]
-    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", value_parser = super::parse_size)]
     size: Option<(u32, u32)>,
     /// Tokens of text [default: 512, or those of the inputs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65536))]

@@ -19,7 +19,7 @@ use super::{
     measure::{Run, Subject, measure},
     problem,
 };
-use crate::{Usage, generate::parse_size, readable::shown};
+use crate::{Usage, readable::shown};
 
 /// Time decoding a picture.
 #[derive(ClapArgs)]
@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     vae: PathBuf,
     /// The picture's size in pixels [default: 1024x1024, or that of the inputs]
-    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", value_parser = super::parse_size)]
     size: Option<(u32, u32)>,
     #[command(flatten)]
     runs: Runs,

@@ -209,11 +209,6 @@ pub struct Unmatched {
 }
 
 impl LoraReport {
-    /// How many tensors were matched.
-    pub fn matched_tensors(&self) -> usize {
-        self.matched.iter().map(|(_, count)| count).sum()
-    }
-
     /// Whether a text encoder is changed.
     pub(crate) fn changes_text(&self) -> bool {
         self.weight != 0.0 && self.matched.iter().any(|(component, _)| *component != Component::Transformer)

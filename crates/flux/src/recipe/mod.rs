@@ -18,7 +18,7 @@ use tensor::Precision;
 use crate::{
     conditioning::{Margins, StrengthMapping},
     error::{Error, Result},
-    image_file::{self, Found, LoraUsed, Provenance},
+    image_file::{self, Format, Found, LoraUsed, Provenance},
     model::{ModelSpec, Part, PartFiles, SearchPaths},
     noise::Noise,
     pipeline::Pipeline,
@@ -392,10 +392,6 @@ fn find(paths: &SearchPaths, folders: &[&str], name: &str, flag: &str) -> Result
     Err(graph::wrong(problem).hint(format!("set COMFYUI_PATH, or say {flag}")))
 }
 
-fn is_picture(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"\x89PNG") || bytes.starts_with(&[0xFF, 0xD8, 0xFF]) || bytes.starts_with(b"RIFF")
-}
-
 impl Recipe {
     /// A workflow's file: JSON, or a picture that ComfyUI wrote.
     ///
@@ -404,7 +400,7 @@ impl Recipe {
     pub fn from_workflow_file(path: &Path) -> Result<Self> {
         let bytes =
             image_file::contents(path).map_err(|problem| graph::wrong(format!("'{}' {problem}", path.display())))?;
-        let read = if is_picture(&bytes) {
+        let read = if Format::of(&bytes).is_some() {
             Self::from_workflow_picture(&bytes)
         } else {
             let json = String::from_utf8(bytes).map_err(|_| graph::wrong("is neither text nor a picture"));

@@ -69,14 +69,6 @@ impl ClipTokenizer {
         )
     }
 
-    /// From the contents of a `vocab.json` and a `merges.txt`, the form older diffusers folders have.
-    ///
-    /// # Errors
-    /// [`Error::File`] naming the one of both that is malformed or does not fit the other.
-    pub fn from_vocab(folder: &Path, vocab: &[u8], merges: &[u8]) -> Result<Self> {
-        Self::from_vocab_with(folder, vocab, merges, &Settings::default())
-    }
-
     /// From a model's `tokenizer` folder. `read` gives the contents of a file in it, `None` if there is none; asked for
     /// are `tokenizer.json` or else `vocab.json` and `merges.txt`, and, if present, `tokenizer_config.json` and
     /// `special_tokens_map.json`.
@@ -91,12 +83,13 @@ impl ClipTokenizer {
             return Self::framed(text, &path, &settings);
         }
         match (read("vocab.json")?, read("merges.txt")?) {
-            (Some(vocab), Some(merges)) => Self::from_vocab_with(folder, &vocab, &merges, &settings),
+            (Some(vocab), Some(merges)) => Self::from_vocab(folder, &vocab, &merges, &settings),
             _ => Err(Error::file(folder, "has neither tokenizer.json nor vocab.json with merges.txt")),
         }
     }
 
-    fn from_vocab_with(folder: &Path, vocab: &[u8], merges: &[u8], settings: &Settings) -> Result<Self> {
+    /// From the contents of a `vocab.json` and a `merges.txt`, the form older diffusers folders have.
+    fn from_vocab(folder: &Path, vocab: &[u8], merges: &[u8], settings: &Settings) -> Result<Self> {
         let (vocab_path, merges_path) = (folder.join("vocab.json"), folder.join("merges.txt"));
         let vocab: std::collections::BTreeMap<String, u32> =
             serde_json::from_slice(vocab).map_err(|e| Error::file(&vocab_path, e.to_string()))?;

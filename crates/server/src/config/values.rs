@@ -1,6 +1,6 @@
 //! Kinds of values: how each is written in a file, and in the environment, where everything is text.
 
-use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use flux::{Precision, image_file::MetadataLevel};
 use ipnet::IpNet;
@@ -159,10 +159,27 @@ impl Set for Size {
             return u64::try_from(bytes).map(Self).map_err(|_| format!("'{bytes}' is no size; expected {EXPECTED}"));
         }
         let text = text(value, EXPECTED)?;
-        let wrong = || format!("'{text}' is no size; expected {EXPECTED}");
+        text.parse().map_err(|_| format!("'{text}' is no size; expected {EXPECTED}"))
+    }
+
+    fn show(&self) -> Option<Value> {
+        Some(Value::String(self.to_string()))
+    }
+}
+
+/// What is not a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a number with a unit, such as 64MiB, 50MB or 10GB")]
+pub struct NotASize;
+
+/// A number of bytes, or of a unit: decimal (`GB`, `G`) or binary (`GiB`).
+impl FromStr for Size {
+    type Err = NotASize;
+
+    fn from_str(text: &str) -> Result<Self, NotASize> {
         let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, unit) = text.split_at(at);
-        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let number: f64 = number.parse().map_err(|_| NotASize)?;
         let unit = match unit.trim().to_ascii_lowercase().as_str() {
             "" | "b" => 1.0,
             "k" | "kb" => 1e3,
@@ -173,14 +190,10 @@ impl Set for Size {
             "gib" => 1024.0 * 1024.0 * 1024.0,
             "t" | "tb" => 1e12,
             "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-            _ => return Err(wrong()),
+            _ => return Err(NotASize),
         };
         let bytes = number * unit;
-        if (0.0..1e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(wrong()) }
-    }
-
-    fn show(&self) -> Option<Value> {
-        Some(Value::String(self.to_string()))
+        if (0.0..1e18).contains(&bytes) { Ok(Self(bytes as u64)) } else { Err(NotASize) }
     }
 }
 

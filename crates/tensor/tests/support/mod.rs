@@ -106,20 +106,6 @@ impl Random {
 }
 
 pub const DTYPES: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::F8E4M3, DType::F8E5M2, DType::I8];
-pub const BLOCKS: [DType; 12] = [
-    DType::Q8_0,
-    DType::Q5_1,
-    DType::Q5_0,
-    DType::Q4_1,
-    DType::Q4_0,
-    DType::Q6K,
-    DType::Q5K,
-    DType::Q4K,
-    DType::Q3K,
-    DType::Q2K,
-    DType::IQ4NL,
-    DType::IQ4XS,
-];
 pub const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::BF16, Precision::Int8];
 
 pub fn levels() -> Vec<Arc<dyn Backend>> {
