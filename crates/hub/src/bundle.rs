@@ -19,12 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cache::{Cache, free_bytes, make_parent},
+    clock::now,
     error::{Error, Result},
     hash::{Hash, sha256_of_file},
-    licence::{Text, now},
+    licence::Text,
     names::{Repository, shown},
     records::{Record, RecordFile, Records},
-    transfer::{Event, Role},
+    transfer::{Event, Role, Watch, tell},
 };
 
 /// The longest manifest that is read, bytes.
@@ -92,12 +93,7 @@ impl Manifest {
 /// # Errors
 /// [`Error::File`] if `to` is there already or cannot be written, [`Error::Corrupt`] if the cache's bytes have another hash than
 /// their names, [`Error::Full`], [`Error::Cancelled`].
-pub fn export(
-    models: &[Record],
-    cache: &Cache,
-    to: &Path,
-    watch: &mut dyn FnMut(Event<'_>) -> bool,
-) -> Result<Manifest> {
+pub fn export(models: &[Record], cache: &Cache, to: &Path, watch: &mut Watch<'_>) -> Result<Manifest> {
     if to.symlink_metadata().is_ok() {
         return Err(Error::file(to, "is there already; hint: name a file or folder that is not"));
     }
@@ -153,14 +149,12 @@ fn write_all(
     writer: &mut Writer,
     manifest: &Manifest,
     sources: &BTreeMap<String, (PathBuf, &RecordFile)>,
-    watch: &mut dyn FnMut(Event<'_>) -> bool,
+    watch: &mut Watch<'_>,
 ) -> Result<()> {
     let json = serde_json::to_vec_pretty(manifest).map_err(|e| Error::file(MANIFEST, e.to_string()))?;
     writer.add(MANIFEST, json.len() as u64, &mut json.as_slice())?;
     for (sha, (path, file)) in sources {
-        if !watch(Event::Starting { file: &file.path, size: file.size, have: 0 }) {
-            return Err(Error::Cancelled);
-        }
+        tell(watch, Event::Starting { file: &file.path, size: file.size, have: 0 })?;
         let source = File::open(path).map_err(|e| Error::io(path, &e))?;
         let mut reader = Hashing { reader: source, hash: Hash::of_etag(sha, file.size), watch, stopped: false };
         let added = writer.add(&format!("blobs/{sha}"), file.size, &mut reader);
@@ -174,9 +168,7 @@ fn write_all(
                 format!("the cache's bytes have hash {came}, not {sha}; hint: 'darkroom rm' it and pull it again");
             return Err(Error::Corrupt { what: path.display().to_string(), problem });
         }
-        if !watch(Event::Done { file: &file.path }) {
-            return Err(Error::Cancelled);
-        }
+        tell(watch, Event::Done { file: &file.path })?;
     }
     Ok(())
 }
@@ -237,7 +229,7 @@ impl Writer {
 struct Hashing<'a, R> {
     reader: R,
     hash: Hash,
-    watch: &'a mut dyn FnMut(Event<'_>) -> bool,
+    watch: &'a mut Watch<'a>,
     stopped: bool,
 }
 
@@ -293,13 +285,7 @@ fn parse(from: &Path, reader: impl Read) -> Result<Manifest> {
 /// # Errors
 /// [`Error::File`] if the bundle holds other things than its manifest says, [`Error::Corrupt`] for a wrong hash,
 /// [`Error::Full`], [`Error::Cancelled`].
-pub fn import(
-    from: &Path,
-    manifest: &Manifest,
-    cache: &Cache,
-    records: &Records,
-    watch: &mut dyn FnMut(Event<'_>) -> bool,
-) -> Result<()> {
+pub fn import(from: &Path, manifest: &Manifest, cache: &Cache, records: &Records, watch: &mut Watch<'_>) -> Result<()> {
     cache.prepare()?;
     let mut places: BTreeMap<&str, Vec<(&Repository, &str)>> = BTreeMap::new();
     for file in manifest.models.iter().flat_map(|model| &model.files) {
@@ -405,13 +391,11 @@ fn put(
     (repository, etag): &(&Repository, &str),
     (sha, size): (&str, u64),
     reader: &mut dyn Read,
-    watch: &mut dyn FnMut(Event<'_>) -> bool,
+    watch: &mut Watch<'_>,
 ) -> Result<()> {
     let (blob, incomplete) = (cache.blob(repository, etag), cache.incomplete(repository, etag));
     let _lock = cache.lock(repository, etag, watch)?;
-    if !watch(Event::Starting { file: sha, size, have: 0 }) {
-        return Err(Error::Cancelled);
-    }
+    tell(watch, Event::Starting { file: sha, size, have: 0 })?;
     make_parent(&incomplete)?;
     let mut file = File::create(&incomplete).map_err(|e| Error::io(&incomplete, &e))?;
     let (mut by_sha, mut by_etag) = (Hash::of_etag(sha, size), Hash::of_etag(etag, size));
@@ -446,5 +430,5 @@ fn put(
     file.sync_all().map_err(|e| Error::io(&incomplete, &e))?;
     drop(file);
     fs::rename(&incomplete, &blob).map_err(|e| Error::io(&blob, &e))?;
-    if watch(Event::Done { file: sha }) { Ok(()) } else { Err(Error::Cancelled) }
+    tell(watch, Event::Done { file: sha })
 }

@@ -17,7 +17,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     names::{Repository, check_revision, is_commit, is_safe_path},
-    transfer::Event,
+    transfer::{Event, Watch, tell},
 };
 
 /// What backup programs look for: <https://bford.info/cachedir/>.
@@ -90,12 +90,7 @@ impl Cache {
     }
 
     /// Waits until nobody else writes that blob.
-    pub(crate) fn lock(
-        &self,
-        repository: &Repository,
-        etag: &str,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<Lock> {
+    pub(crate) fn lock(&self, repository: &Repository, etag: &str, watch: &mut Watch<'_>) -> Result<Lock> {
         let path = self.root.join(".locks").join(repository.folder()).join(format!("{etag}.lock"));
         make_parent(&path)?;
         let file = File::options().create(true).append(true).open(&path).map_err(|e| Error::io(&path, &e))?;
@@ -106,11 +101,8 @@ impl Cache {
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(Error::io(&path, &error)),
             }
-            let goes_on = if told { watch(Event::StillWaiting) } else { watch(Event::Locked { path: &path }) };
+            tell(watch, if told { Event::StillWaiting } else { Event::Locked { path: &path } })?;
             told = true;
-            if !goes_on {
-                return Err(Error::Cancelled);
-            }
             std::thread::sleep(Duration::from_millis(200));
         }
     }

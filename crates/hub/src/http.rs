@@ -10,7 +10,7 @@ use std::{
 };
 
 use ureq::{
-    Agent, Body, Proxy,
+    Agent, Body,
     http::{HeaderMap, Response, Uri},
     tls::{Certificate, RootCerts, TlsConfig},
 };
@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     names::shown,
     settings::{Patience, Settings, Token},
-    transfer::Event,
+    transfer::{Event, Watch, tell},
 };
 
 /// Redirects of one request.
@@ -121,8 +121,8 @@ impl Client {
             .timeout_per_read(Some(settings.patience.silence))
             .timeout_per_write(Some(settings.patience.silence))
             .proxy(None);
-        if settings.proxies && !is_loopback(&endpoint) {
-            config = config.proxy(proxy()?);
+        if !is_loopback(&endpoint) {
+            config = config.proxy(settings.proxy.as_ref().map(|proxy| proxy.0.clone()));
         }
         config = config.tls_config(tls(endpoint.scheme_str() == Some("https"))?);
         let token = settings.token.clone().filter(|_| endpoint.scheme_str() == Some("https") || is_loopback(&endpoint));
@@ -138,8 +138,8 @@ impl Client {
     /// Does it again while it fails in a way that may pass. `work` says by `true` that it got further than before.
     pub(crate) fn patiently<T>(
         &self,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
-        mut work: impl FnMut(&mut dyn FnMut(Event<'_>) -> bool, &mut bool) -> Result<T, Failure>,
+        watch: &mut Watch<'_>,
+        mut work: impl FnMut(&mut Watch<'_>, &mut bool) -> Result<T, Failure>,
     ) -> Result<T> {
         let mut failures = 0;
         loop {
@@ -158,17 +158,13 @@ impl Client {
             if wait > self.patience.longest_wait {
                 return Err(tried(error, failures, self.reached.get()));
             }
-            if !watch(Event::Waiting { seconds: wait.as_secs_f64(), why: &error.to_string() }) {
-                return Err(Error::Cancelled);
-            }
+            tell(watch, Event::Waiting { seconds: wait.as_secs_f64(), why: &error.to_string() })?;
             let mut left = wait;
             while !left.is_zero() {
                 let nap = left.min(Duration::from_millis(200));
                 std::thread::sleep(nap);
                 left -= nap;
-                if !watch(Event::StillWaiting) {
-                    return Err(Error::Cancelled);
-                }
+                tell(watch, Event::StillWaiting)?;
             }
         }
     }
@@ -269,22 +265,6 @@ fn tls(needed: bool) -> Result<TlsConfig> {
         .root_certs(RootCerts::Specific(Arc::new(roots)))
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .build())
-}
-
-/// The proxy that the environment names.
-fn proxy() -> Result<Option<Proxy>> {
-    for name in ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"] {
-        if let Ok(value) = std::env::var(name)
-            && !value.trim().is_empty()
-            && Proxy::new(&value).is_err()
-        {
-            // It may have a password in it.
-            let known = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT";
-            let name = if name.starts_with(['A', 'a']) { "ALL_PROXY" } else { "HTTPS_PROXY" };
-            return Err(Error::asked(name, format!("is no address of a proxy; {known}")));
-        }
-    }
-    Ok(Proxy::try_from_env())
 }
 
 fn is_loopback(uri: &Uri) -> bool {

@@ -18,6 +18,7 @@
 pub mod bundle;
 pub mod cache;
 pub mod catalog;
+mod clock;
 mod error;
 mod hash;
 mod http;

@@ -7,13 +7,13 @@ use std::{
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     cache::make_parent,
+    clock::now,
     error::{Error, Result},
     hash::sha256,
 };
@@ -246,11 +246,6 @@ impl Acceptances {
         written.map_err(|e| Error::io(&self.path, &e))?;
         Ok(acceptance)
     }
-}
-
-/// The time, RFC 3339 in UTC.
-pub(crate) fn now() -> String {
-    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 #[cfg(test)]

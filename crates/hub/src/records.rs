@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cache::{Cache, write_whole},
+    clock::now,
     error::{Error, Result},
-    licence::now,
     names::{Repository, is_commit, is_etag, is_safe_path},
     transfer::{Item, Role, Transfer},
 };

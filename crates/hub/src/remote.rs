@@ -12,7 +12,7 @@ use crate::{
     http::{Answer, Client, Failure, Method, odd},
     names::{Repository, check_revision, is_commit, is_etag, is_safe_path, shown},
     settings::Settings,
-    transfer::Event,
+    transfer::Watch,
 };
 
 /// Everything but letters, digits and what is plain in a path.
@@ -99,12 +99,7 @@ pub(crate) struct Remote<'a> {
 
 impl Remote<'_> {
     /// What is in a repository.
-    pub(crate) fn contents(
-        &self,
-        repository: &Repository,
-        revision: &str,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<Contents> {
+    pub(crate) fn contents(&self, repository: &Repository, revision: &str, watch: &mut Watch<'_>) -> Result<Contents> {
         check_revision(revision)?;
         let endpoint = &self.settings.endpoint;
         let name = utf8_percent_encode(revision, IN_SEGMENT);
@@ -145,12 +140,7 @@ impl Remote<'_> {
     }
 
     /// Whether a file may be downloaded; the hub's own words about it against those of its list.
-    pub(crate) fn may_have(
-        &self,
-        of: &Contents,
-        file: &RemoteFile,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<()> {
+    pub(crate) fn may_have(&self, of: &Contents, file: &RemoteFile, watch: &mut Watch<'_>) -> Result<()> {
         let address = self.address(&of.repository, &of.commit, &file.path);
         self.client.patiently(watch, |_, _| {
             let answer = self.client.ask(Method::Head, &address, None)?;
@@ -176,7 +166,7 @@ impl Remote<'_> {
         &self,
         repository: &Repository,
         address: &str,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
+        watch: &mut Watch<'_>,
     ) -> Result<(T, Option<String>)> {
         self.client.patiently(watch, |_, _| {
             let mut answer = self.client.ask(Method::Get, address, None)?;
@@ -292,15 +282,20 @@ fn next_page(link: &str) -> Option<String> {
     Some(next.split_once('<')?.1.split_once('>')?.0.to_owned())
 }
 
+impl RemoteFile {
+    /// Whether it holds weights, by its name.
+    pub(crate) fn is_weights(&self) -> bool {
+        [".safetensors", ".sft", ".gguf"].iter().any(|end| self.path.ends_with(end))
+    }
+}
+
 impl Contents {
     /// A short list of its weights for an error.
     pub(crate) fn listing(&self) -> String {
-        let is_weights =
-            |file: &&RemoteFile| [".safetensors", ".gguf", ".sft"].iter().any(|end| file.path.ends_with(end));
         let mut lines: Vec<String> = self
             .files
             .iter()
-            .filter(is_weights)
+            .filter(|file| file.is_weights())
             .map(|file| format!("  {:>9}  {}", bytes(file.size), file.path))
             .collect();
         let more = lines.len().saturating_sub(60);

@@ -1,5 +1,5 @@
 //! Addresses, folders and the token, as Hugging Face's own tools find them: `HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_CACHE`,
-//! `HF_HUB_OFFLINE`. The caller looks variables up; none is read here. (But for proxies: their variables are read by `ureq`.)
+//! `HF_HUB_OFFLINE`. and those of proxies. The caller looks variables up; none is read here.
 
 use std::{
     fmt,
@@ -28,8 +28,8 @@ pub struct Settings {
     pub data: PathBuf,
     /// Nothing may be asked.
     pub offline: bool,
-    /// Whether `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` count.
-    pub proxies: bool,
+    /// What stands between here and the hub, if it is not on this machine.
+    pub proxy: Option<Proxy>,
     /// How patient to be.
     pub patience: Patience,
 }
@@ -106,6 +106,54 @@ impl Token {
     }
 }
 
+/// A proxy. Its address may have a password in it, and appears in no message.
+#[derive(Clone)]
+pub struct Proxy(pub(crate) ureq::Proxy);
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Proxy(…)")
+    }
+}
+
+impl Proxy {
+    /// The one that `ALL_PROXY`, `HTTPS_PROXY` or `HTTP_PROXY` names, but not for the hosts of `NO_PROXY`; their names may be in
+    /// small letters.
+    ///
+    /// # Errors
+    /// [`Error::Asked`] naming the variable that has no address of a proxy.
+    pub fn from_environment(look_up: impl Fn(&str) -> Option<String>) -> Result<Option<Self>> {
+        let var = |name: &str| {
+            let names = [name.to_owned(), name.to_ascii_lowercase()];
+            names.iter().find_map(|name| look_up(name).filter(|value| !value.trim().is_empty()))
+        };
+        for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
+            if let Some(address) = var(name) {
+                let known = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT";
+                let wrong = |_| Error::asked(name, format!("is no address of a proxy; {known}"));
+                return except(&address, &var("NO_PROXY").unwrap_or_default())
+                    .map(|found| Some(Self(found)))
+                    .map_err(wrong);
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The proxy at an address, but not for these hosts: a list with commas.
+fn except(address: &str, hosts: &str) -> std::result::Result<ureq::Proxy, ureq::Error> {
+    let read = ureq::Proxy::new(address.trim())?;
+    let mut proxy =
+        ureq::Proxy::builder(read.protocol()).host(read.host()).port(read.port()).resolve_target(read.resolve_target());
+    if let Some(user) = read.username() {
+        proxy = proxy.username(user);
+    }
+    if let Some(password) = read.password() {
+        proxy = proxy.password(password);
+    }
+    hosts.split(',').map(str::trim).fold(proxy, ureq::ProxyBuilder::no_proxy).build()
+}
+
 impl Settings {
     /// From the environment. `look_up` gives a variable's value; an empty one counts as none.
     ///
@@ -138,7 +186,7 @@ impl Settings {
             cache,
             data,
             offline: truth("HF_HUB_OFFLINE"),
-            proxies: true,
+            proxy: Proxy::from_environment(&look_up)?,
             patience: Patience::default(),
         })
     }
@@ -248,5 +296,19 @@ mod tests {
         assert_eq!(token(&[("HUGGING_FACE_HUB_TOKEN", "hf_b")]).unwrap().header(), "Bearer hf_b");
         let bad = settings(&[("HOME", "/h"), ("HF_TOKEN", "two words")]).unwrap_err().to_string();
         assert!(bad.contains("HF_TOKEN") && !bad.contains("two words"), "{bad}");
+    }
+    #[test]
+    fn a_proxy_comes_from_variables_and_is_never_shown() {
+        let with = |set: &[(&str, &str)]| settings(&[&[("HOME", "/h")], set].concat());
+        assert!(with(&[]).unwrap().proxy.is_none());
+        let proxies = [("https_proxy", "http://me:s%40cret@proxy.example:3128"), ("HTTP_PROXY", "http://other:1")];
+        let proxy = with(&[&proxies[..], &[("NO_PROXY", "a.example, .b.example")]].concat()).unwrap().proxy.unwrap();
+        assert_eq!((proxy.0.host(), proxy.0.port(), proxy.0.password()), ("proxy.example", 3128, Some("s@cret")));
+        let around = |address: &str| proxy.0.is_no_proxy(&address.parse().unwrap());
+        assert!(around("https://a.example/x") && around("https://c.b.example") && !around("https://huggingface.co"));
+        assert!(!format!("{proxy:?}").contains("cret"));
+        assert_eq!(with(&[("ALL_PROXY", "socks5://p:9"), proxies[0]]).unwrap().proxy.unwrap().0.host(), "p");
+        let bad = with(&[("HTTPS_PROXY", "gopher://s3cret")]).unwrap_err().to_string();
+        assert!(bad.starts_with("HTTPS_PROXY: ") && !bad.contains("s3cret"), "{bad}");
     }
 }

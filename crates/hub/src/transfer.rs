@@ -25,7 +25,15 @@ const RESERVE: u64 = 64 << 20;
 /// The longest licence that is read, bytes.
 const LONGEST_LICENCE: u64 = 1 << 20;
 
-/// What is going on. Whoever is told answers `false` to stop.
+/// Who is told what goes on, and answers `false` to stop.
+pub type Watch<'a> = dyn FnMut(Event<'_>) -> bool + 'a;
+
+/// Tells, and ends what is going on if it is to stop.
+pub(crate) fn tell(watch: &mut Watch<'_>, event: Event<'_>) -> Result<()> {
+    if watch(event) { Ok(()) } else { Err(Error::Cancelled) }
+}
+
+/// What is going on.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -186,15 +194,8 @@ impl Hub {
     ///
     /// # Errors
     /// [`Error::Gate`], [`Error::NotPublished`], [`Error::Network`].
-    pub fn contents(
-        &self,
-        repository: &Repository,
-        revision: &str,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<Contents> {
-        if !watch(Event::Asking { repository: repository.as_str() }) {
-            return Err(Error::Cancelled);
-        }
+    pub fn contents(&self, repository: &Repository, revision: &str, watch: &mut Watch<'_>) -> Result<Contents> {
+        tell(watch, Event::Asking { repository: repository.as_str() })?;
         self.remote().contents(repository, revision, watch)
     }
 
@@ -202,7 +203,7 @@ impl Hub {
     ///
     /// # Errors
     /// As [`Hub::contents`]; [`Error::NotPublished`] with a list of what is there if a file is not.
-    pub fn prepare(&self, wanted: &[Wanted], watch: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Transfer> {
+    pub fn prepare(&self, wanted: &[Wanted], watch: &mut Watch<'_>) -> Result<Transfer> {
         let mut contents: Vec<Contents> = Vec::new();
         let mut items: Vec<Item> = Vec::new();
         for wanted in wanted {
@@ -250,11 +251,7 @@ impl Hub {
     ///
     /// # Errors
     /// As a download.
-    pub fn licence_text(
-        &self,
-        transfer: &Transfer,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
-    ) -> Result<Option<(Item, String)>> {
+    pub fn licence_text(&self, transfer: &Transfer, watch: &mut Watch<'_>) -> Result<Option<(Item, String)>> {
         // Of the repository that was asked for first.
         let first = transfer.contents.first().map(|contents| &contents.repository);
         let item = transfer.items.iter().find(|item| item.role == Role::Licence && Some(&item.repository) == first);
@@ -271,7 +268,7 @@ impl Hub {
     /// # Errors
     /// [`Error::Full`] before the first byte; [`Error::Network`] when patience is at its end; [`Error::Corrupt`];
     /// [`Error::File`]; [`Error::Cancelled`]. What came is kept.
-    pub fn fetch(&self, transfer: &Transfer, watch: &mut dyn FnMut(Event<'_>) -> bool) -> Result<()> {
+    pub fn fetch(&self, transfer: &Transfer, watch: &mut Watch<'_>) -> Result<()> {
         self.cache.prepare()?;
         let needed = transfer.missing();
         if let Some(free) = self.cache.free()
@@ -281,18 +278,17 @@ impl Hub {
             return Err(Error::Full { path: self.cache.root().to_owned(), needed, free });
         }
         for item in &transfer.items {
-            if !watch(Event::Starting {
-                file: &item.file.path,
-                size: item.file.size,
-                have: self.here(&item.repository, &item.file),
-            }) {
-                return Err(Error::Cancelled);
-            }
+            tell(
+                watch,
+                Event::Starting {
+                    file: &item.file.path,
+                    size: item.file.size,
+                    have: self.here(&item.repository, &item.file),
+                },
+            )?;
             self.download(item, watch)?;
             self.cache.link(&item.repository, &item.commit, &item.file.path, &item.file.etag)?;
-            if !watch(Event::Done { file: &item.file.path }) {
-                return Err(Error::Cancelled);
-            }
+            tell(watch, Event::Done { file: &item.file.path })?;
         }
         for contents in &transfer.contents {
             self.cache.set_commit(&contents.repository, &contents.revision, &contents.commit)?;
@@ -301,7 +297,7 @@ impl Hub {
     }
 
     /// One file, until its blob is there.
-    fn download(&self, item: &Item, watch: &mut dyn FnMut(Event<'_>) -> bool) -> Result<()> {
+    fn download(&self, item: &Item, watch: &mut Watch<'_>) -> Result<()> {
         let blob = self.cache.blob(&item.repository, &item.file.etag);
         let is_there = || fs::metadata(&blob).is_ok_and(|meta| meta.len() == item.file.size);
         if is_there() {
@@ -342,7 +338,7 @@ impl Hub {
         item: &Item,
         address: &str,
         partial: &mut Partial,
-        watch: &mut dyn FnMut(Event<'_>) -> bool,
+        watch: &mut Watch<'_>,
         progress: &mut bool,
     ) -> Result<(), Failure> {
         let from = Some(partial.have).filter(|have| *have > 0);
@@ -385,9 +381,7 @@ impl Hub {
             }
             partial.append(&buffer[..read])?;
             *progress = true;
-            if !watch(Event::Received { bytes: read as u64 }) {
-                return Err(Error::Cancelled.into());
-            }
+            tell(watch, Event::Received { bytes: read as u64 })?;
         }
         if partial.is_complete() {
             return Ok(());
@@ -408,7 +402,7 @@ struct Partial {
 }
 
 impl Partial {
-    fn open(path: &Path, of: &RemoteFile, watch: &mut dyn FnMut(Event<'_>) -> bool) -> Result<Self> {
+    fn open(path: &Path, of: &RemoteFile, watch: &mut Watch<'_>) -> Result<Self> {
         make_parent(path)?;
         let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
         let file = file.map_err(|e| Error::io(path, &e))?;
@@ -419,7 +413,7 @@ impl Partial {
     }
 
     /// Takes over what is there.
-    fn read_again(&mut self, watch: &mut dyn FnMut(Event<'_>) -> bool) -> Result<()> {
+    fn read_again(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let length = self.file.metadata().map_err(|e| Error::io(&self.path, &e))?.len();
         if length > self.size {
             return self.restart(watch);
@@ -432,9 +426,7 @@ impl Partial {
             }
             self.hash.update(&buffer[..read]);
             self.have += read as u64;
-            if !watch(Event::Checked { bytes: read as u64 }) {
-                return Err(Error::Cancelled);
-            }
+            tell(watch, Event::Checked { bytes: read as u64 })?;
         }
         Ok(())
     }
@@ -450,13 +442,13 @@ impl Partial {
         Ok(())
     }
 
-    fn restart(&mut self, watch: &mut dyn FnMut(Event<'_>) -> bool) -> Result<()> {
+    fn restart(&mut self, watch: &mut Watch<'_>) -> Result<()> {
         let dropped = self.have;
         self.have = 0;
         self.hash = Hash::of_etag(&self.etag, self.size);
         let emptied = self.file.set_len(0).and_then(|()| self.file.seek(SeekFrom::Start(0)));
         emptied.map_err(|e| Error::io(&self.path, &e))?;
-        if watch(Event::Dropped { bytes: dropped }) { Ok(()) } else { Err(Error::Cancelled) }
+        tell(watch, Event::Dropped { bytes: dropped })
     }
 
     fn finish(self, blob: &Path) -> Result<()> {
@@ -479,7 +471,6 @@ fn is_licence(file: &RemoteFile) -> bool {
 fn pick<'a>(contents: &'a Contents, pick: &Pick) -> Result<Vec<&'a RemoteFile>> {
     let name_of = |path: &'a str| path.rsplit('/').next().unwrap_or(path);
     let all = || contents.files.iter();
-    let is_weights = |file: &&RemoteFile| [".safetensors", ".sft", ".gguf"].iter().any(|end| file.path.ends_with(end));
     let lacks = |what: &str| {
         let problem = format!(
             "{} has no {what} at commit {}; its weights are\n{}\nhint: darkroom pull {}:FILE",
@@ -498,7 +489,7 @@ fn pick<'a>(contents: &'a Contents, pick: &Pick) -> Result<Vec<&'a RemoteFile>> 
         Pick::Diffusers => diffusers(contents),
         Pick::Whatever if all().any(|file| file.path == "model_index.json") => diffusers(contents),
         Pick::Whatever => {
-            let weights: Vec<&RemoteFile> = all().filter(is_weights).collect();
+            let weights: Vec<&RemoteFile> = all().filter(|file| file.is_weights()).collect();
             if weights.len() > 1 {
                 return lacks("'model_index.json' and more than one file of weights: say which");
             }

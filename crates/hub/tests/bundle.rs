@@ -65,7 +65,7 @@ fn connected() -> (Machine, Record) {
         cache: machine.cache.root().to_owned(),
         data: machine.path("data"),
         offline: false,
-        proxies: false,
+        proxy: None,
         patience: Patience { silence: Duration::from_secs(5), ..Patience::default() },
     };
     let wanted = |repository: &str, role, pick| Wanted {

@@ -39,7 +39,7 @@ fn settings(server: &StandIn, folder: &Path, token: Option<&str>) -> Settings {
         cache: folder.join("hub"),
         data: folder.join("data"),
         offline: false,
-        proxies: false,
+        proxy: None,
         patience: patience(),
     }
 }
