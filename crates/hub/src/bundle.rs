@@ -287,57 +287,65 @@ fn parse(from: &Path, reader: impl Read) -> Result<Manifest> {
 /// [`Error::Full`], [`Error::Cancelled`].
 pub fn import(from: &Path, manifest: &Manifest, cache: &Cache, records: &Records, watch: &mut Watch<'_>) -> Result<()> {
     cache.prepare()?;
-    let mut places: BTreeMap<&str, Vec<(&Repository, &str)>> = BTreeMap::new();
-    for file in manifest.models.iter().flat_map(|model| &model.files) {
-        let Some(sha) = manifest.of_etag.get(&file.etag) else { continue };
-        let of_sha = places.entry(sha).or_default();
-        if !of_sha.contains(&(&file.repository, &file.etag)) {
-            of_sha.push((&file.repository, &file.etag));
-        }
-    }
-    let is_there = |(repository, etag): &(&Repository, &str), size: u64| {
-        fs::metadata(cache.blob(repository, etag)).is_ok_and(|meta| meta.len() == size)
-    };
-    let missing = |sha: &str| {
-        let size = manifest.blobs.get(sha).copied().unwrap_or(0);
-        let Some(places) = places.get(sha) else { return 0 };
-        let places = places.iter().filter(|place| !is_there(place, size)).count();
-        size.saturating_mul(places as u64)
-    };
-    let needed = manifest.blobs.keys().map(|sha| missing(sha)).fold(0, u64::saturating_add);
+    let mut import = Import::new(from, manifest, cache);
+    let needed = import.missing();
     if let Some(free) = cache.free()
         && needed > free
     {
         return Err(Error::Full { path: cache.root().to_owned(), needed, free });
     }
-
-    let mut taken: Vec<String> = Vec::new();
-    let mut take = |name: &str, size: u64, reader: &mut dyn Read| -> Result<()> {
-        let known =
-            name.strip_prefix("blobs/").and_then(|sha| Some((sha, places.get(sha)?, *manifest.blobs.get(sha)?)));
-        let Some((sha, places, expected)) = known else {
-            return Err(Error::file(from, format!("holds '{}', which its manifest does not name", shown(name))));
-        };
-        if size != expected || taken.iter().any(|other| other == sha) {
-            return Err(Error::file(from, format!("holds '{}' with another size, or twice", shown(name))));
-        }
-        taken.push(sha.to_owned());
-        for place in places.iter().filter(|place| !is_there(place, size)).take(1) {
-            put(from, cache, place, (sha, size), reader, watch)?;
-        }
-        // The same bytes for other repositories.
-        let Some(first) = places.iter().find(|place| is_there(place, size)) else { return Ok(()) };
-        for place in places.iter().filter(|place| !is_there(place, size)) {
-            let (source, target) = (cache.blob(first.0, first.1), cache.blob(place.0, place.1));
-            make_parent(&target)?;
-            let copied = fs::hard_link(&source, &target).or_else(|_| fs::copy(&source, &target).map(|_| ()));
-            copied.map_err(|e| Error::io(&target, &e))?;
-        }
-        Ok(())
-    };
     if from.is_dir() {
-        for (sha, size) in &manifest.blobs {
-            let path = from.join("blobs").join(sha);
+        import.folder(watch)?;
+    } else {
+        import.tar(watch)?;
+    }
+    import.check_whole()?;
+    manifest.models.iter().try_for_each(|model| link(model, cache, records))
+}
+
+/// Where a blob belongs: a repository, and the name that it has there.
+type Place<'a> = (&'a Repository, &'a str);
+
+/// A bundle on its way into the cache.
+struct Import<'a> {
+    from: &'a Path,
+    manifest: &'a Manifest,
+    cache: &'a Cache,
+    /// By SHA-256.
+    places: BTreeMap<&'a str, Vec<Place<'a>>>,
+    /// SHA-256 of the blobs that came.
+    taken: Vec<String>,
+}
+
+impl<'a> Import<'a> {
+    fn new(from: &'a Path, manifest: &'a Manifest, cache: &'a Cache) -> Self {
+        let mut places: BTreeMap<&str, Vec<Place<'_>>> = BTreeMap::new();
+        for file in manifest.models.iter().flat_map(|model| &model.files) {
+            let Some(sha) = manifest.of_etag.get(&file.etag) else { continue };
+            let of_sha = places.entry(sha).or_default();
+            if !of_sha.contains(&(&file.repository, &file.etag)) {
+                of_sha.push((&file.repository, &file.etag));
+            }
+        }
+        Self { from, manifest, cache, places, taken: Vec::new() }
+    }
+
+    fn is_there(&self, (repository, etag): Place<'_>, size: u64) -> bool {
+        fs::metadata(self.cache.blob(repository, etag)).is_ok_and(|meta| meta.len() == size)
+    }
+
+    /// Bytes that the cache lacks.
+    fn missing(&self) -> u64 {
+        let of_blob = |(sha, &size): (&String, &u64)| {
+            let places = self.places.get(sha.as_str()).into_iter().flatten();
+            size.saturating_mul(places.filter(|place| !self.is_there(**place, size)).count() as u64)
+        };
+        self.manifest.blobs.iter().map(of_blob).fold(0, u64::saturating_add)
+    }
+
+    fn folder(&mut self, watch: &mut Watch<'_>) -> Result<()> {
+        for (sha, size) in &self.manifest.blobs {
+            let path = self.from.join("blobs").join(sha);
             let is_file = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
             if !is_file {
                 return Err(Error::file(path, "is missing from the bundle, or no plain file"));
@@ -347,12 +355,17 @@ pub fn import(from: &Path, manifest: &Manifest, cache: &Cache, records: &Records
             if length != *size {
                 return Err(Error::file(path, format!("has {length} bytes, the manifest says {size}")));
             }
-            take(&format!("blobs/{sha}"), length, &mut file)?;
+            self.take(&format!("blobs/{sha}"), length, &mut file, watch)?;
         }
-    } else {
+        Ok(())
+    }
+
+    fn tar(&mut self, watch: &mut Watch<'_>) -> Result<()> {
+        let from = self.from;
         let file = File::open(from).map_err(|e| Error::io(from, &e))?;
         let mut archive = tar::Archive::new(file);
         let entries = archive.entries().map_err(|e| Error::io(from, &e))?;
+        // The first is the manifest.
         for entry in entries.skip(1) {
             let mut entry = entry.map_err(|e| Error::file(from, format!("breaks off: {e}")))?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -360,35 +373,65 @@ pub fn import(from: &Path, manifest: &Manifest, cache: &Cache, records: &Records
                 return Err(Error::file(from, format!("holds '{}', which is no plain file", shown(&name))));
             }
             let size = entry.size();
-            take(&name, size, &mut entry)?;
+            self.take(&name, size, &mut entry, watch)?;
         }
+        Ok(())
     }
-    if let Some(sha) = manifest.blobs.keys().find(|sha| !taken.contains(sha)) {
-        let file =
-            manifest.models.iter().flat_map(|m| &m.files).find(|file| manifest.of_etag.get(&file.etag) == Some(sha));
+
+    /// A file of the bundle to all places that want it.
+    fn take(&mut self, name: &str, size: u64, reader: &mut dyn Read, watch: &mut Watch<'_>) -> Result<()> {
+        let known = name
+            .strip_prefix("blobs/")
+            .and_then(|sha| Some((sha, self.places.get(sha)?, *self.manifest.blobs.get(sha)?)));
+        let Some((sha, places, expected)) = known else {
+            return Err(Error::file(self.from, format!("holds '{}', which its manifest does not name", shown(name))));
+        };
+        if size != expected || self.taken.iter().any(|other| other == sha) {
+            return Err(Error::file(self.from, format!("holds '{}' with another size, or twice", shown(name))));
+        }
+        self.taken.push(sha.to_owned());
+        if let Some(place) = places.iter().find(|place| !self.is_there(**place, size)) {
+            put(self.from, self.cache, *place, (sha, size), reader, watch)?;
+        }
+        // The same bytes for other repositories.
+        let Some(first) = places.iter().find(|place| self.is_there(**place, size)) else { return Ok(()) };
+        for place in places.iter().filter(|place| !self.is_there(**place, size)) {
+            let (source, target) = (self.cache.blob(first.0, first.1), self.cache.blob(place.0, place.1));
+            make_parent(&target)?;
+            let copied = fs::hard_link(&source, &target).or_else(|_| fs::copy(&source, &target).map(|_| ()));
+            copied.map_err(|e| Error::io(&target, &e))?;
+        }
+        Ok(())
+    }
+
+    fn check_whole(&self) -> Result<()> {
+        let Manifest { blobs, models, of_etag, .. } = self.manifest;
+        let Some(sha) = blobs.keys().find(|sha| !self.taken.contains(sha)) else { return Ok(()) };
+        let file = models.iter().flat_map(|model| &model.files).find(|file| of_etag.get(&file.etag) == Some(sha));
         let name = file.map_or(sha.as_str(), |file| &file.path);
-        return Err(Error::file(from, format!("is not whole: the bytes of '{}' are missing", shown(name))));
+        Err(Error::file(self.from, format!("is not whole: the bytes of '{}' are missing", shown(name))))
     }
-    for model in &manifest.models {
-        for file in &model.files {
-            cache.link(&file.repository, &file.commit, &file.path, &file.etag)?;
-        }
-        for file in &model.files {
-            // What is here already may be newer.
-            if cache.commit(&file.repository, &file.revision).is_none() {
-                cache.set_commit(&file.repository, &file.revision, &file.commit)?;
-            }
-        }
-        records.save(&Record { pulled: now(), ..model.clone() })?;
+}
+
+/// A model whose blobs are all there.
+fn link(model: &Record, cache: &Cache, records: &Records) -> Result<()> {
+    for file in &model.files {
+        cache.link(&file.repository, &file.commit, &file.path, &file.etag)?;
     }
-    Ok(())
+    for file in &model.files {
+        // What is here already may be newer.
+        if cache.commit(&file.repository, &file.revision).is_none() {
+            cache.set_commit(&file.repository, &file.revision, &file.commit)?;
+        }
+    }
+    records.save(&Record { pulled: now(), ..model.clone() })
 }
 
 /// One blob into the cache.
 fn put(
     from: &Path,
     cache: &Cache,
-    (repository, etag): &(&Repository, &str),
+    (repository, etag): Place<'_>,
     (sha, size): (&str, u64),
     reader: &mut dyn Read,
     watch: &mut Watch<'_>,
@@ -421,8 +464,8 @@ fn put(
         }
     }
     let came = by_sha.digits();
-    let git = if etag.len() == 64 { etag.to_string() } else { by_etag.digits() };
-    if copied != size || came != sha || git != *etag {
+    let git = if etag.len() == 64 { etag.to_owned() } else { by_etag.digits() };
+    if copied != size || came != sha || git != etag {
         let _ = fs::remove_file(&incomplete);
         let problem = format!("a blob has {copied} bytes and hash {came}; {size} and {sha} were promised");
         return Err(Error::Corrupt { what: from.display().to_string(), problem });
