@@ -1,4 +1,4 @@
-//! The story of a picture, top to bottom: [`Pipeline::generate`].
+//! The story of a picture, top to bottom: `Pipeline::run`, which [`Pipeline::generate`] and its kin call.
 
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -11,7 +11,7 @@ use crate::{
         encode::{Job, Seen},
     },
     denoise::{Beside, Guided, Path, Reused, denoise},
-    error::{Error, Result},
+    error::{Error, Refused, Result},
     image_file::{LoraUsed, Provenance, Upscaled},
     latents::Latents,
     lora::{self, Applied, LoraReport, Loras},
@@ -22,12 +22,12 @@ use crate::{
     pixels::{self, Range, Rgb8},
     plan::{self, Plan, Workload},
     preview::Previewer,
-    prompt::PromptReader,
+    prompt::{Conditioning, PromptReader},
     rehearsal,
     request::Request,
-    safety::{Held, OnFlagged, Reviewed, Safety},
+    safety::{Held, OnFlagged, Reviewed, Safety, Screened},
     schedule::SchedulerConfig,
-    styles::{self, StyleEncoder},
+    styles::{self, StyleEncoder, Styled},
     transformer::{Condition, Flux, Rope, guidance_argument},
     upscale::{self, Upscaler},
     vae::{Decoder, Encoder, tiling::Tiling},
@@ -96,6 +96,29 @@ pub struct Seconds {
     pub decode: f64,
     /// The upscaler, if one was asked for.
     pub upscale: f64,
+}
+
+/// What was read for a request.
+struct Texts {
+    positive: Conditioning,
+    /// With classifier-free guidance.
+    negative: Option<Conditioning>,
+    /// The prompt with styles behind it.
+    styled: Option<Styled>,
+}
+
+/// What all pictures of a request share: from which noise level to which, between which tokens.
+struct Way<'a> {
+    request: &'a Request,
+    plan: &'a Plan,
+    texts: &'a Texts,
+    /// `[channels, height, width]`.
+    latent_size: [usize; 3],
+    sigmas: Vec<f32>,
+    seen: Seen,
+    plain_rope: Rope,
+    /// With the tokens of styles.
+    styled_rope: Option<Rope>,
 }
 
 impl Pipeline {
@@ -392,6 +415,7 @@ impl Pipeline {
         Ok(pictures)
     }
 
+    /// The story: check, screen, read, and for each picture denoise, decode, enlarge, review.
     fn run(
         &self,
         request: &Request,
@@ -401,94 +425,19 @@ impl Pipeline {
     ) -> Result<()> {
         let plan = self.checked(request)?;
         watch.event(Event::Planned(&plan));
-        let prompt = self.safety().screen(&request.prompt)?;
-        let negative = self.safety().screen_negative(request.negative_prompt.as_deref().unwrap_or(""));
-        // A mask shows nothing.
-        for (field, picture) in request.pictures.all().filter(|(field, _)| *field != "mask") {
-            self.safety().check_given(field, picture)?;
-        }
-        for (picture, _) in request.style_pictures() {
-            self.safety().check_given(request.style_field(), picture)?;
-        }
-        let mut refused = None;
-
+        let prompts = self.screened(request)?;
         watch.event(Event::Encoding);
         let start = Instant::now();
-        self.make_room(&plan);
-        let positive = self.prompts.read(&prompt, request.t5_length, &plan, watch)?;
-        let negative = if request.uses_true_cfg() {
-            Some(self.prompts.read(&negative, request.t5_length, &plan, watch)?)
-        } else {
-            None
-        };
-        self.prompts.release();
-        self.backend.release_idle();
-        let encoder = || {
-            let files = self.files.styles.find(request.style_field())?;
-            let width = self.transformer.config().context_in_dim;
-            StyleEncoder::load(&files, width, &self.backend, self.precision.without_int8())
-        };
-        let pictures: Vec<_> = request.style_pictures().collect();
-        let styled = styles::encode(&pictures, &positive.txt, encoder, watch)?;
+        let texts = self.read(&prompts, request, &plan, watch)?;
+        let way = self.way(request, &plan, &texts, watch)?;
         let encode = start.elapsed().as_secs_f64();
-
-        let start = Instant::now();
-        let latent_size = self.latent_size(request);
-        let grid = [latent_size[1] / 2, latent_size[2] / 2];
-        let schedule = |steps| self.scheduler.sigmas(request.schedule, steps, grid[0] * grid[1]);
-        let sigmas = match &request.pictures.start {
-            Some(start) => start.sigmas(request.steps, schedule)?,
-            None => schedule(request.steps as usize)?,
-        };
-        let seen = self.see(request, &plan, sigmas[0], watch)?;
-        let (references, grids) = seen.references();
-        let encode = encode + start.elapsed().as_secs_f64();
-        let config = self.transformer.config();
-        let rope =
-            |text_tokens| Rope::with_references(&self.backend, text_tokens, grid, grids, config.axes_dim, config.theta);
-        let plain_rope = rope(request.t5_length);
-        let styled_rope = styled.as_ref().map(|styled| rope(styled.txt.shape()[0]).weighted(&styled.weights));
-        let guidance = guidance_argument(request.guidance, self.precision);
+        let mut refused = None;
         for picture in 0..request.batch {
             let seed = request.seed.wrapping_add(u64::from(picture));
-            let beginning = seen.begin(&request.pictures, request.noise, seed, latent_size, sigmas[0], &self.backend);
-            let guided = Guided {
-                condition: Condition {
-                    txt: styled.as_ref().map_or(&positive.txt, |styled| &styled.txt),
-                    ..positive.with(guidance, styled_rope.as_ref().unwrap_or(&plain_rope))
-                },
-                negative: negative.as_ref().map(|text| (text.with(guidance, &plain_rope), request.true_cfg)),
-                residency: plan.residency("transformer"),
-                beside: Beside { channels: beginning.channels.as_ref(), references },
-            };
-            let blend = beginning.blend.as_ref();
-            let after_step = |x: Tensor, sigma| blend.map_or_else(|| x.clone(), |blend| blend.after_step(&x, sigma));
-            let preview = |latents: &Latents| {
-                // Where the transformer has to make room for the decoder, there is none for a preview's.
-                if !plan.keeps_transformer && self.previewer.decodes() {
-                    return None;
-                }
-                let whole = self.previewer.render(latents, &self.vae, &self.backend)?;
-                Some(self.crop(&whole, request))
-            };
             let start = Instant::now();
-            let path = Path {
-                start: &beginning.latents,
-                sigmas: &sigmas,
-                sampler: request.sampler,
-                // As ComfyUI on a CPU: the fresh noise of a picture's way has the seed after that of its beginning.
-                draws: Generator::new(request.noise, seed.wrapping_add(1)),
-                after_step: blend.is_some().then_some(&after_step as &dyn Fn(Tensor, f32) -> Tensor),
-                cache: request.acceleration.cache(),
-                audit: audit.as_mut().map(|audit| &mut **audit as &mut dyn FnMut(Reused)),
-                picture,
-            };
-            let (latents, evaluations) = denoise(&self.transformer, path, &guided, &preview, watch)?;
+            let audit = audit.as_mut().map(|audit| &mut **audit as &mut dyn FnMut(Reused));
+            let (latents, evaluations) = self.denoised(&way, (picture, seed), audit, watch)?;
             let denoise = start.elapsed().as_secs_f64();
-            if !plan.keeps_transformer {
-                self.transformer.layout().release();
-            }
-            self.backend.release_idle();
 
             watch.event(Event::Decoding { picture });
             let start = Instant::now();
@@ -502,19 +451,12 @@ impl Pipeline {
                 Some(scale) => self.upscaler(scale)?.upscale(&decoded, watch)?,
             };
             let upscale = start.elapsed().as_secs_f64();
-            let seconds = Seconds { encode, denoise, decode, upscale };
-            let (reviewed, held, latents) = match self.safety().review(finished) {
-                Ok(reviewed) => (reviewed, None, latents),
-                Err(flagged) => {
-                    watch.event(Event::Flagged { picture, refused: flagged.refused() });
-                    let on_flagged = self.safety().on_flagged();
-                    if on_flagged == OnFlagged::Refuse {
-                        refused = Some(flagged.into());
-                        continue;
-                    }
-                    // The latents show what the picture does.
-                    let latents = Latents { values: vec![0.0; latents.values.len()], ..latents };
-                    (flagged.blacked(), (on_flagged == OnFlagged::Hold).then(|| flagged.held()), latents)
+
+            let (reviewed, held, latents) = match self.reviewed(finished, latents, picture, watch) {
+                Ok(reviewed) => reviewed,
+                Err(reason) => {
+                    refused = Some(reason.into());
+                    continue;
                 }
             };
             let generated = Generated {
@@ -524,7 +466,7 @@ impl Pipeline {
                 seed,
                 provenance: self.provenance(request, seed),
                 latents,
-                seconds,
+                seconds: Seconds { encode, denoise, decode, upscale },
                 evaluations,
             };
             if done(generated).is_break() {
@@ -532,6 +474,153 @@ impl Pipeline {
             }
         }
         refused.map_or(Ok(()), Err)
+    }
+
+    /// The prompt and what is not to be drawn; the request's pictures pass or not with them.
+    fn screened<'a>(&self, request: &'a Request) -> Result<[Screened<&'a str>; 2]> {
+        let prompt = self.safety().screen(&request.prompt)?;
+        let negative = self.safety().screen_negative(request.negative_prompt.as_deref().unwrap_or(""));
+        // A mask shows nothing.
+        for (field, picture) in request.pictures.all().filter(|(field, _)| *field != "mask") {
+            self.safety().check_given(field, picture)?;
+        }
+        for (picture, _) in request.style_pictures() {
+            self.safety().check_given(request.style_field(), picture)?;
+        }
+        Ok([prompt, negative])
+    }
+
+    /// What the text encoders say, and the vision tower of styles; all of them have gone afterwards.
+    fn read(
+        &self,
+        [prompt, negative]: &[Screened<&str>; 2],
+        request: &Request,
+        plan: &Plan,
+        watch: &mut dyn Watch,
+    ) -> Result<Texts> {
+        self.make_room(plan);
+        let positive = self.prompts.read(prompt, request.t5_length, plan, watch)?;
+        let negative = if request.uses_true_cfg() {
+            Some(self.prompts.read(negative, request.t5_length, plan, watch)?)
+        } else {
+            None
+        };
+        self.prompts.release();
+        self.backend.release_idle();
+        let encoder = || {
+            let files = self.files.styles.find(request.style_field())?;
+            let width = self.transformer.config().context_in_dim;
+            StyleEncoder::load(&files, width, &self.backend, self.precision.without_int8())
+        };
+        let pictures: Vec<_> = request.style_pictures().collect();
+        let styled = styles::encode(&pictures, &positive.txt, encoder, watch)?;
+        Ok(Texts { positive, negative, styled })
+    }
+
+    /// Noise levels, the request's pictures as the autoencoder sees them, and where all tokens lie.
+    fn way<'a>(
+        &self,
+        request: &'a Request,
+        plan: &'a Plan,
+        texts: &'a Texts,
+        watch: &mut dyn Watch,
+    ) -> Result<Way<'a>> {
+        let latent_size = self.latent_size(request);
+        let grid = [latent_size[1] / 2, latent_size[2] / 2];
+        let schedule = |steps| self.scheduler.sigmas(request.schedule, steps, grid[0] * grid[1]);
+        let sigmas = match &request.pictures.start {
+            Some(start) => start.sigmas(request.steps, schedule)?,
+            None => schedule(request.steps as usize)?,
+        };
+        let seen = self.see(request, plan, sigmas[0], watch)?;
+        let (_, grids) = seen.references();
+        let config = self.transformer.config();
+        let rope =
+            |text_tokens| Rope::with_references(&self.backend, text_tokens, grid, grids, config.axes_dim, config.theta);
+        let plain_rope = rope(request.t5_length);
+        let styled_rope = texts.styled.as_ref().map(|styled| rope(styled.txt.shape()[0]).weighted(&styled.weights));
+        Ok(Way { request, plan, texts, latent_size, sigmas, seen, plain_rope, styled_rope })
+    }
+
+    /// The latents of a picture and its seed; the transformer makes room for the autoencoder, if it has to.
+    fn denoised(
+        &self,
+        way: &Way<'_>,
+        (picture, seed): (u32, u64),
+        audit: Option<&mut dyn FnMut(Reused)>,
+        watch: &mut dyn Watch,
+    ) -> Result<(Latents, Evaluations)> {
+        let Way {
+            request,
+            plan,
+            texts: Texts { positive, negative, styled },
+            sigmas,
+            seen,
+            plain_rope,
+            styled_rope,
+            ..
+        } = way;
+        let beginning = seen.begin(&request.pictures, request.noise, seed, way.latent_size, sigmas[0], &self.backend);
+        let guidance = guidance_argument(request.guidance, self.precision);
+        let (references, _) = seen.references();
+        let guided = Guided {
+            condition: Condition {
+                txt: styled.as_ref().map_or(&positive.txt, |styled| &styled.txt),
+                ..positive.with(guidance, styled_rope.as_ref().unwrap_or(plain_rope))
+            },
+            negative: negative.as_ref().map(|text| (text.with(guidance, plain_rope), request.true_cfg)),
+            residency: plan.residency("transformer"),
+            beside: Beside { channels: beginning.channels.as_ref(), references },
+        };
+        let blend = beginning.blend.as_ref();
+        let after_step = |x: Tensor, sigma| blend.map_or_else(|| x.clone(), |blend| blend.after_step(&x, sigma));
+        let preview = |latents: &Latents| {
+            // Where the transformer has to make room for the decoder, there is none for a preview's.
+            if !plan.keeps_transformer && self.previewer.decodes() {
+                return None;
+            }
+            let whole = self.previewer.render(latents, &self.vae, &self.backend)?;
+            Some(self.crop(&whole, request))
+        };
+        let path = Path {
+            start: &beginning.latents,
+            sigmas,
+            sampler: request.sampler,
+            // As ComfyUI on a CPU: the fresh noise of a picture's way has the seed after that of its beginning.
+            draws: Generator::new(request.noise, seed.wrapping_add(1)),
+            after_step: blend.is_some().then_some(&after_step as &dyn Fn(Tensor, f32) -> Tensor),
+            cache: request.acceleration.cache(),
+            audit: audit.map(|audit| audit as &mut dyn FnMut(Reused)),
+            picture,
+        };
+        let denoised = denoise(&self.transformer, path, &guided, &preview, watch)?;
+        if !plan.keeps_transformer {
+            self.transformer.layout().release();
+        }
+        self.backend.release_idle();
+        Ok(denoised)
+    }
+
+    /// What the policy lets out of a finished picture and its latents.
+    fn reviewed(
+        &self,
+        finished: Rgb8,
+        latents: Latents,
+        picture: u32,
+        watch: &mut dyn Watch,
+    ) -> Result<(Reviewed<Rgb8>, Option<Held>, Latents), Refused> {
+        let flagged = match self.safety().review(finished) {
+            Ok(reviewed) => return Ok((reviewed, None, latents)),
+            Err(flagged) => flagged,
+        };
+        watch.event(Event::Flagged { picture, refused: flagged.refused() });
+        let on_flagged = self.safety().on_flagged();
+        if on_flagged == OnFlagged::Refuse {
+            return Err(flagged.into());
+        }
+        // The latents show what the picture does.
+        let latents = Latents { values: vec![0.0; latents.values.len()], ..latents };
+        Ok((flagged.blacked(), (on_flagged == OnFlagged::Hold).then(|| flagged.held()), latents))
     }
 
     /// What the autoencoder says of the request's pictures; nothing is loaded if there are none.
