@@ -102,7 +102,7 @@ fn parse_part(name: &str) -> Result<Component, String> {
         "t5" | "t5xxl" => Ok(Component::T5),
         "clip-l" | "clip_l" => Ok(Component::ClipL),
         "vae" => Ok(Component::Vae),
-        _ => Err(format!("'{name}' is no part; transformer, t5, clip-l and vae are")),
+        _ => Err(format!("'{name}' is not a part; transformer, t5, clip-l and vae are")),
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) fn accept(terms: &Terms, by_flag: bool, quiet: bool, settings: &Setti
     }
     if !std::io::stdin().is_terminal() {
         let problem = format!(
-            "the licence of {} was not accepted, and nobody can be asked (standard input is no terminal); hint: read the text, \
+            "the licence of {} was not accepted, and nobody can be asked (standard input is not a terminal); hint: read the text, \
              then add --accept-license",
             terms.model
         );

@@ -43,7 +43,7 @@ pub(crate) fn parse(text: &str) -> Result<Asked, String> {
     match weight {
         None => Ok(whole()),
         Some(("", _)) => Err(format!("'{text}' names no file; expected FILE or FILE:WEIGHT")),
-        Some((_, weight)) if !weight.is_finite() => Err(format!("'{text}' has a weight that is no number")),
+        Some((_, weight)) if !weight.is_finite() => Err(format!("'{text}' has a weight that is not a number")),
         Some((path, weight)) => Ok(Asked { path: path.into(), weight }),
     }
 }

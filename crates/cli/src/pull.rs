@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// A file with a token of the hub [default: HF_TOKEN, or the file 'token' in HF_HOME]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
-    /// Choose the variant for so much memory, as 12GB [default: what this machine has available]
+    /// Choose the variant for so much memory, such as 12GB [default: what this machine has available]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     memory_limit: Option<u64>,
     /// Tell what would be downloaded, and download nothing
@@ -174,7 +174,7 @@ fn of_repository(name: &str, args: &Args, asked: Option<String>) -> Result<Order
     let Ok(repository) = name.parse::<Repository>() else {
         let names: Vec<&str> = catalog::models().iter().map(|model| model.name).collect();
         let known =
-            format!("there is no model '{name}'; known are {}, and any repository as org/name", names.join(", "));
+            format!("there is no model '{name}'; known are {}, and any repository by its org/name", names.join(", "));
         return Err(Error::Asked { field: "name", problem: known }.into());
     };
     if args.variant.is_some() {

@@ -38,7 +38,7 @@ pub(crate) struct Args {
     /// A folder with a development CA of this machine's own, made if it is not there
     #[arg(long, value_name = "FOLDER", conflicts_with = "tls_cert")]
     tls_dev: Option<String>,
-    /// What clients call this server, as https://pictures.example: begins every URL in answers
+    /// What clients call this server, such as https://pictures.example: begins every URL in answers
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     /// The folder of the journal, the pictures and the keys
@@ -53,16 +53,16 @@ pub(crate) struct Args {
     /// Threads that compute [default: all cores]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
-    /// The most memory that models may take, as 12GB
+    /// The most memory that models may take, such as 12GB
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<String>,
-    /// How long a model stays loaded after its last use, as 30m; never: for good
+    /// How long a model stays loaded after its last use, such as 30m; never: for good
     #[arg(long, value_name = "TIME")]
     keep_alive: Option<String>,
     /// A name that clients may call this server by, beside localhost and addresses; repeat it for several
     #[arg(long, value_name = "NAME")]
     allow_host: Vec<String>,
-    /// An origin whose pages may ask, as https://app.example; repeat it for several
+    /// An origin whose pages may ask, such as https://app.example; repeat it for several
     #[arg(long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Webhooks may go to private addresses: for tests, and for receivers in one's own network
@@ -71,7 +71,7 @@ pub(crate) struct Args {
     /// Pictures may be fetched from private addresses
     #[arg(long)]
     allow_private_fetches: bool,
-    /// Any other setting by its name in the file, as limits.body=32MiB; `darkroom config show` lists them
+    /// Any other setting by its name in the file, such as limits.body=32MiB; `darkroom config show` lists them
     #[arg(long, value_name = "NAME=VALUE")]
     set: Vec<String>,
     /// The configuration file [default: $DARKROOM_CONFIG, or darkroom/config.toml in the user's folder]

@@ -19,10 +19,10 @@ pub(crate) struct SizeArgs {
     /// Height in pixels
     #[arg(short = 'H', long, value_name = "PIXELS")]
     pub(crate) height: Option<u32>,
-    /// Both, as 1024x768: decides, whatever --aspect and --resolution say; or a shape, as 16:9
+    /// Both, such as 1024x768: decides, whatever --aspect and --resolution say; or a shape, such as 16:9
     #[arg(long, value_name = "WxH", value_parser = parse_wish, conflicts_with_all = ["width", "height"])]
     size: Option<String>,
-    /// A shape, as 3:2, with about as many pixels as the model's usual size; with --resolution the nearest of its rows
+    /// A shape, such as 3:2, with about as many pixels as the model's usual size; with --resolution the nearest of its rows
     #[arg(long, value_name = "W:H", value_parser = parse_aspect, conflicts_with_all = ["width", "height"])]
     aspect: Option<Aspect>,
     /// 0.5K, 1K, 1.5K, 2K or 4K: pixels from a table, for --aspect if it is given; 4K is 1K enlarged four times
@@ -99,7 +99,7 @@ fn parse_aspect(text: &str) -> Result<Aspect, String> {
     if (1.0 / 16.0..=16.0).contains(&aspect.ratio()) {
         return Ok(aspect);
     }
-    Err(format!("'{text}' is no shape between 1:16 and 16:1"))
+    Err(format!("'{text}' is not a shape between 1:16 and 16:1"))
 }
 
 pub(crate) fn parse_scale(text: &str) -> Result<u32, String> {

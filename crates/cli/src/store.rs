@@ -214,7 +214,7 @@ pub(crate) fn remove(args: &RemoveArgs) -> Result<()> {
     }
     if !args.yes {
         if !std::io::stdin().is_terminal() {
-            return Err(Usage("rm: nobody can be asked (standard input is no terminal); hint: --yes".into()).into());
+            return Err(Usage("rm: nobody can be asked (standard input is not a terminal); hint: --yes".into()).into());
         }
         eprint!("Type 'yes' to remove it: ");
         std::io::stderr().flush()?;

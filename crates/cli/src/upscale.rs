@@ -52,7 +52,7 @@ pub(crate) struct Args {
     /// Threads [default: all cores]; the picture does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// The most memory to use, as 2GB [default: what the machine has available]
+    /// The most memory to use, such as 2GB [default: what the machine has available]
     #[arg(long, value_name = "SIZE", value_parser = compute_args::parse_bytes)]
     memory_limit: Option<u64>,
     #[command(flatten)]

@@ -101,5 +101,5 @@ fn review_tells_scores() {
     assert_eq!(told[0]["flagged"], true);
     let (code, told, error) = darkroom(folder.path(), &["review", "words.png", &astronaut]);
     assert_eq!(code, 1);
-    assert!(error.contains("'words.png' is no PNG, JPEG, WebP or GIF file") && told.contains("passes"), "{error}");
+    assert!(error.contains("'words.png' is not a PNG, JPEG, WebP or GIF file") && told.contains("passes"), "{error}");
 }

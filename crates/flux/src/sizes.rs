@@ -149,7 +149,7 @@ impl FromStr for Aspect {
     /// # Errors
     /// [`Error::Asked`] about `aspect`.
     fn from_str(text: &str) -> Result<Self> {
-        let expected = || Error::asked("aspect", format!("expected WIDTH:HEIGHT, as 3:2 or 2.35:1, got '{text}'"));
+        let expected = || Error::asked("aspect", format!("expected WIDTH:HEIGHT, such as 3:2 or 2.35:1, got '{text}'"));
         let (width, height) = text.split_once([':', '/']).ok_or_else(expected)?;
         let side = |text: &str| text.trim().parse::<f64>().ok().filter(|side| side.is_normal() && *side > 0.0);
         let aspect = Self { width: side(width).ok_or_else(expected)?, height: side(height).ok_or_else(expected)? };
@@ -218,7 +218,7 @@ impl Wish<'_> {
         let side = |text: &str| text.trim().parse::<u32>().ok().filter(|&side| side > 0);
         match sides.map(|(w, h)| (side(w), side(h))) {
             Some((Some(width), Some(height))) => Ok(Size { width, height, upscale: None }),
-            _ => Err(Error::asked("size", format!("expected WIDTHxHEIGHT, as 1024x768, or W:H, got '{text}'"))),
+            _ => Err(Error::asked("size", format!("expected WIDTHxHEIGHT, such as 1024x768, or W:H, got '{text}'"))),
         }
     }
 }

@@ -73,7 +73,7 @@ impl SiglipConfig {
         else {
             return Err(Error::file(
                 origin,
-                "is no SigLIP vision tower: patches, positions or the MLP have another shape",
+                "is not a SigLIP vision tower: patches, positions or the MLP have another shape",
             ));
         };
         let side = tokens.isqrt();

@@ -289,7 +289,7 @@ fn pictures_that_cannot_be_had_are_named() {
     for name in ["../in.png", "/etc/in.png", ""] {
         outside.start.as_mut().unwrap().picture.file = name.into();
         let error = outside.open(places, false, &mut request).unwrap_err().to_string();
-        assert!(error.contains("no name in a folder of ComfyUI's"), "{error}");
+        assert!(error.contains("not a name in one of ComfyUI's folders"), "{error}");
     }
     // A mask by transparency needs some.
     let mut masked = recipe.pictures;
@@ -418,7 +418,7 @@ fn files_are_found_in_comfyuis_folders_and_nowhere_else() {
     assert!(spec.parts.clip_l.is_some() && clip.is_file());
     for name in ["../secret.safetensors", "/etc/passwd", "a/../../b", ""] {
         recipe.files.transformer = Some(name.into());
-        assert!(recipe.model_spec(&paths).unwrap_err().to_string().contains("no name in a folder"), "{name}");
+        assert!(recipe.model_spec(&paths).unwrap_err().to_string().contains("not a name in one"), "{name}");
     }
     recipe.files.upscaler = Some("sub\\x.safetensors".into());
     let upscaler = put("upscale_models/sub/x.safetensors");

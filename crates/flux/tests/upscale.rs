@@ -89,7 +89,7 @@ fn files_that_are_no_upscaler_get_a_sentence() {
     file_of(&golden, "rrdb4.w.", &path, |name| Some(name.to_owned()).filter(|name| !name.starts_with("model.1.")));
     assert!(error(4).contains("lacks 'model.1.sub.0.RDB1.conv1.0.weight'"), "{}", error(4));
     file_of(&golden, "rrdb4.w.", &path, |name| Some(format!("other.{name}")));
-    assert!(error(4).contains("is no upscaler that is known"), "{}", error(4));
+    assert!(error(4).contains("is not a known upscaler"), "{}", error(4));
 }
 
 /// Something to see at every place.

@@ -64,7 +64,7 @@ impl Manifest {
 
     fn check(&self) -> Result<(), String> {
         if self.format != KIND {
-            return Err(format!("is no bundle: its format is '{}', not '{KIND}'", shown(&self.format)));
+            return Err(format!("is not a bundle: its format is '{}', not '{KIND}'", shown(&self.format)));
         }
         if self.version != VERSION {
             return Err(format!("is a bundle of version {}; this program knows {VERSION}", self.version));
@@ -252,7 +252,7 @@ impl<R: Read> Read for Hashing<'_, R> {
 pub fn read_manifest(from: &Path) -> Result<Manifest> {
     if from.is_dir() {
         let path = from.join(MANIFEST);
-        let file = File::open(&path).map_err(|e| Error::file(from, format!("is no bundle: '{MANIFEST}': {e}")))?;
+        let file = File::open(&path).map_err(|e| Error::file(from, format!("is not a bundle: '{MANIFEST}': {e}")))?;
         return parse(from, file);
     }
     let file = File::open(from).map_err(|e| Error::io(from, &e))?;
@@ -264,7 +264,10 @@ pub fn read_manifest(from: &Path) -> Result<Manifest> {
         {
             parse(from, entry)
         }
-        _ => Err(Error::file(from, format!("is no bundle: expected a folder, or a tar that begins with '{MANIFEST}'"))),
+        _ => Err(Error::file(
+            from,
+            format!("is not a bundle: expected a folder, or a tar that begins with '{MANIFEST}'"),
+        )),
     }
 }
 
@@ -348,7 +351,7 @@ impl<'a> Import<'a> {
             let path = self.from.join("blobs").join(sha);
             let is_file = fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file());
             if !is_file {
-                return Err(Error::file(path, "is missing from the bundle, or no plain file"));
+                return Err(Error::file(path, "is missing from the bundle, or not a plain file"));
             }
             let mut file = File::open(&path).map_err(|e| Error::io(&path, &e))?;
             let length = file.metadata().map_err(|e| Error::io(&path, &e))?.len();
@@ -370,7 +373,7 @@ impl<'a> Import<'a> {
             let mut entry = entry.map_err(|e| Error::file(from, format!("breaks off: {e}")))?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
             if !entry.header().entry_type().is_file() {
-                return Err(Error::file(from, format!("holds '{}', which is no plain file", shown(&name))));
+                return Err(Error::file(from, format!("holds '{}', which is not a plain file", shown(&name))));
             }
             let size = entry.size();
             self.take(&name, size, &mut entry, watch)?;

@@ -109,7 +109,7 @@ impl Client {
         let endpoint: Uri = settings
             .endpoint
             .parse()
-            .map_err(|e| Error::asked("HF_ENDPOINT", format!("'{}' is no address: {e}", settings.endpoint)))?;
+            .map_err(|e| Error::asked("HF_ENDPOINT", format!("'{}' is not a valid address: {e}", settings.endpoint)))?;
         let mut config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -174,7 +174,9 @@ impl Client {
         let mut address = address.to_owned();
         let mut seen = HeaderMap::new();
         for _ in 0..=REDIRECTS {
-            let uri: Uri = address.parse().map_err(|e| odd(&self.host(), format!("leads to no address: {e}")))?;
+            let uri: Uri = address
+                .parse()
+                .map_err(|e| odd(&self.host(), format!("leads to an address that is not valid: {e}")))?;
             let at_hub = same_place(&uri, &self.endpoint);
             let response = self.send(method, &uri, from, at_hub)?;
             self.reached.set(true);
@@ -191,8 +193,11 @@ impl Client {
             let location = parts.headers.get("location").and_then(|l| l.to_str().ok());
             match (status, location) {
                 (301 | 302 | 303 | 307 | 308, Some(location)) => {
-                    let next = joined(&uri, location).ok_or_else(|| odd(&host, "redirects to no address".into()))?;
-                    let to: Uri = next.parse().map_err(|e| odd(&host, format!("redirects to no address: {e}")))?;
+                    let next = joined(&uri, location)
+                        .ok_or_else(|| odd(&host, "redirects to an address that is not valid".into()))?;
+                    let to: Uri = next
+                        .parse()
+                        .map_err(|e| odd(&host, format!("redirects to an address that is not valid: {e}")))?;
                     if uri.scheme_str() == Some("https") && to.scheme_str() != Some("https") {
                         let problem = format!("redirects from https to '{}'; that is refused", shown(&next));
                         return Err(odd(&host, problem).into());

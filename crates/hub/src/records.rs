@@ -130,10 +130,10 @@ impl Record {
     pub(crate) fn check(&self) -> Result<(), String> {
         let word = |text: &str| !text.is_empty() && text.len() <= 200 && !text.chars().any(char::is_control);
         if !word(&self.name) || !word(&self.variant) || !word(&self.licence) {
-            return Err("its name, variant or licence is no text of one line".into());
+            return Err("its name, variant or licence is not one line of text".into());
         }
         if self.name.split('/').count() > 2 || !is_safe_path(&self.name.replace('/', "-")) {
-            return Err("its name is no name of a model".into());
+            return Err("its name is not the name of a model".into());
         }
         for file in &self.files {
             if !is_safe_path(&file.path) || !is_commit(&file.commit) || !is_etag(&file.etag) {

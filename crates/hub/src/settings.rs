@@ -83,7 +83,10 @@ impl Token {
             return Ok(None);
         }
         if text.len() > 1000 || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Error::asked("token", format!("what {source} holds is no token; expected one word, as hf_…")));
+            return Err(Error::asked(
+                "token",
+                format!("what {source} holds is not a token; expected one word, such as hf_…"),
+            ));
         }
         Ok(Some(Self { text: text.to_owned(), source }))
     }
@@ -130,7 +133,7 @@ impl Proxy {
         for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
             if let Some(address) = var(name) {
                 let known = "expected http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT";
-                let wrong = |_| Error::asked(name, format!("is no address of a proxy; {known}"));
+                let wrong = |_| Error::asked(name, format!("is not the address of a proxy; {known}"));
                 return except(&address, &var("NO_PROXY").unwrap_or_default())
                     .map(|found| Some(Self(found)))
                     .map_err(wrong);
@@ -237,7 +240,10 @@ fn check_endpoint(text: &str) -> Result<String> {
         Some(rest) if !rest.is_empty() && !rest.contains('@') && text.bytes().all(|b| b.is_ascii_graphic()) => {
             Ok(text.to_owned())
         }
-        _ => Err(Error::asked("HF_ENDPOINT", format!("'{text}' is no address; expected one as {ENDPOINT}"))),
+        _ => Err(Error::asked(
+            "HF_ENDPOINT",
+            format!("'{text}' is not a valid address; expected for example {ENDPOINT}"),
+        )),
     }
 }
 

@@ -164,7 +164,7 @@ fn what_was_changed_on_the_way_is_refused() {
     refused(&changed("byte", &|b| fs::write(b.join("blobs").join(&large), noise(90_000, 9)).unwrap()), "were promised");
     refused(&changed("short", &|b| fs::write(b.join("blobs").join(&large), b"x").unwrap()), "the manifest says");
     refused(&changed("gone", &|b| fs::remove_file(b.join("blobs").join(&large)).unwrap()), "is missing");
-    refused(&changed("none", &|b| fs::remove_file(b.join("manifest.json")).unwrap()), "is no bundle");
+    refused(&changed("none", &|b| fs::remove_file(b.join("manifest.json")).unwrap()), "is not a bundle");
     refused(&with_manifest("path", rewritten("\"krea-Q4.gguf\"", "\"../../../../evil\"")), "cannot be used");
     refused(&with_manifest("absolute", rewritten("\"krea-Q4.gguf\"", "\"/tmp/evil\"")), "cannot be used");
     refused(&with_manifest("repository", rewritten("\"q/krea\"", "\"../..\"")), "cannot be read");
@@ -172,7 +172,7 @@ fn what_was_changed_on_the_way_is_refused() {
     refused(&with_manifest("size", rewritten("\"size\": 90000", "\"size\": 90001")), "contradicts itself");
     refused(&with_manifest("sizes", rewritten(": 90000", ": 18446744073709551615")), "free");
     refused(&with_manifest("version", rewritten("\"version\": 1", "\"version\": 2")), "of version 2");
-    refused(&with_manifest("kind", rewritten("darkroom-bundle", "something")), "is no bundle");
+    refused(&with_manifest("kind", rewritten("darkroom-bundle", "something")), "is not a bundle");
     refused(&with_manifest("empty", "{}".into()), "cannot be read");
 }
 
@@ -214,14 +214,14 @@ fn tars_that_hold_other_things_are_refused() {
     let all = |_: usize| true;
     refused(&with("up.tar", &raw(b"../../evil", tar::EntryType::Regular), &all), "which its manifest does not name");
     refused(&with("root.tar", &raw(b"/evil", tar::EntryType::Regular), &all), "which its manifest does not name");
-    refused(&with("link.tar", &raw(b"blobs/x", tar::EntryType::Symlink), &all), "no plain file");
+    refused(&with("link.tar", &raw(b"blobs/x", tar::EntryType::Symlink), &all), "not a plain file");
     refused(&with("less.tar", &|_| {}, &|index| index < 2), "is not whole");
-    refused(&with("headless.tar", &|_| {}, &|index| index > 0), "is no bundle");
+    refused(&with("headless.tar", &|_| {}, &|index| index > 0), "is not a bundle");
     let bytes = fs::read(&good).unwrap();
     fs::write(from.path("cut.tar"), &bytes[..bytes.len() / 2]).unwrap();
     let to = Machine::new();
     assert!(taken_in(&from.path("cut.tar"), &to).is_err() && to.records.all().is_empty());
     fs::write(from.path("junk.tar"), noise(5000, 1)).unwrap();
-    refused(&from.path("junk.tar"), "is no bundle");
+    refused(&from.path("junk.tar"), "is not a bundle");
     refused(&from.path("nothing.tar"), "No such file");
 }

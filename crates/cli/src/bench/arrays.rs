@@ -74,7 +74,8 @@ impl Arrays {
             }
         };
         let ids: Option<Vec<u32>> = ids.into_iter().collect();
-        let ids = ids.ok_or_else(|| problem(&self.path, format!("has '{name}' with numbers that are no token's")))?;
+        let ids =
+            ids.ok_or_else(|| problem(&self.path, format!("has '{name}' with numbers that belong to no token")))?;
         Ok((entry.shape.clone(), ids))
     }
 

@@ -87,7 +87,7 @@ struct Runs {
 
 /// `1024x768` → width, height.
 fn parse_size(text: &str) -> Result<(u32, u32), String> {
-    let expected = || format!("'{text}' is not a size; expected WIDTHxHEIGHT, as 1024x768");
+    let expected = || format!("'{text}' is not a size; expected WIDTHxHEIGHT, such as 1024x768");
     let (w, h) = text.split_once(['x', 'X', '×']).ok_or_else(expected)?;
     Ok((w.trim().parse().map_err(|_| expected())?, h.trim().parse().map_err(|_| expected())?))
 }

@@ -165,7 +165,7 @@ impl Conversion {
             tensors.push(Planned { name, shape, to, weight });
         }
         if let Some(unused) = wanted.keep.iter().zip(used).find(|(_, used)| !used) {
-            return Err(Error::asked("keep", format!("'{}' is no tensor's name", unused.0.pattern)));
+            return Err(Error::asked("keep", format!("'{}' is not the name of a tensor", unused.0.pattern)));
         }
         if tensors.is_empty() {
             let problem = format!("holds no tensor of the {}", detected.component.name());

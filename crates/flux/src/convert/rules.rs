@@ -39,7 +39,7 @@ pub fn parse_type(name: &str) -> std::result::Result<DType, String> {
     let found = TYPES.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
     found.map(|(_, dtype)| *dtype).ok_or_else(|| {
         let known: Vec<_> = TYPES.iter().map(|(name, _)| *name).collect();
-        format!("'{name}' is no format that can be written; these are: {}", known.join(", "))
+        format!("'{name}' is not a format that can be written; these are: {}", known.join(", "))
     })
 }
 

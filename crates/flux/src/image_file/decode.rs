@@ -106,7 +106,7 @@ fn unknown(bytes: &[u8]) -> String {
         () if at(0, b"\x89PNG") || at(0, b"\xFF\xD8") || at(8, b"WEBP") || at(0, b"GIF8") => {
             return "ends before its picture".into();
         }
-        () => return "is no PNG, JPEG, WebP or GIF file".into(),
+        () => return "is not a PNG, JPEG, WebP or GIF file".into(),
     };
     other(kind)
 }

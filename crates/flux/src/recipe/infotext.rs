@@ -64,7 +64,7 @@ pub(super) fn read(text: &str) -> Result<Recipe> {
 /// Puts a setting into the recipe; `false` if it has no place there.
 fn take(recipe: &mut Recipe, noise: &mut Option<String>, name: &str, value: &str) -> Result<bool> {
     fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<Option<T>> {
-        let wrong = || Error::asked("from", format!("'{name}: {}' is no number that is possible", shortened(value)));
+        let wrong = || Error::asked("from", format!("'{name}: {}' is not a possible value", shortened(value)));
         value.trim().parse().map(Some).map_err(|_| wrong())
     }
     match name {

@@ -371,7 +371,7 @@ fn find(paths: &SearchPaths, folders: &[&str], name: &str, flag: &str) -> Result
     let stays = relative.components().all(|part| matches!(part, PathComponent::Normal(_)));
     let shown = graph::shortened(name);
     if !stays || name.is_empty() {
-        return Err(graph::wrong(format!("names the file '{shown}', which is no name in a folder of ComfyUI's")));
+        return Err(graph::wrong(format!("names the file '{shown}', which is not a name in one of ComfyUI's folders")));
     }
     let places = paths.comfyui.iter().flat_map(|root| {
         let models = root.join("models");

@@ -297,7 +297,7 @@ fn find(name: &str, flag: &str, places: Places<'_>) -> Result<PathBuf> {
     let stays = relative.components().all(|part| matches!(part, Component::Normal(_)));
     let shown = shortened(name);
     if !stays || plain.is_empty() {
-        return Err(wrong(format!("names the picture '{shown}', which is no name in a folder of ComfyUI's")));
+        return Err(wrong(format!("names the picture '{shown}', which is not a name in one of ComfyUI's folders")));
     }
     let roots = places.paths.comfyui.iter().flat_map(|root| {
         // A folder of models lies beside the one of pictures.

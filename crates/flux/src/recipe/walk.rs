@@ -177,7 +177,7 @@ impl<'a> Walk<'a> {
             let other = self.at(id)?;
             if !other.node.class.starts_with("Primitive") {
                 let problem = format!("fills '{input}' of {} by a node", named(at.id, at.node));
-                return Err(wrong(format!("{problem}, {}, that is no plain value", named(other.id, other.node))));
+                return Err(wrong(format!("{problem}, {}, which is not a plain value", named(other.id, other.node))));
             }
             found = other.node.inputs.get("value");
         }
@@ -341,7 +341,7 @@ impl<'a> Walk<'a> {
                 };
                 self.scheduled(self.node(at, "sigmas")?, sampling)
             }
-            _ => Err(wrong(format!("decodes what {} gives, which is no sampler", named(at.id, at.node)))),
+            _ => Err(wrong(format!("decodes what {} gives, which is not a sampler", named(at.id, at.node)))),
         }
     }
 
@@ -405,7 +405,9 @@ impl<'a> Walk<'a> {
                     recipe.notes.push(format!("ComfyUI {problem}"));
                 }
                 if width % 16 + height % 16 > 0 {
-                    recipe.notes.push("a size that is no multiple of 16 has other noise here than in ComfyUI".into());
+                    recipe
+                        .notes
+                        .push("a size that is not a multiple of 16 has other noise here than in ComfyUI".into());
                 }
                 if sampling.denoise < 1.0 {
                     let problem = format!("has a denoise of {} without a picture to begin with", sampling.denoise);

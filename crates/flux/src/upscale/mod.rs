@@ -102,7 +102,7 @@ impl Upscaler {
             has(span::FIRST) || rrdb::FIRST.into_iter().any(has)
         });
         let Some(prefix) = prefix else {
-            let problem = "is no upscaler that is known: neither an RRDBNet (Real-ESRGAN, ESRGAN) nor a SPAN";
+            let problem = "is not a known upscaler: neither an RRDBNet (Real-ESRGAN, ESRGAN) nor a SPAN";
             return Err(Error::file(checkpoint.origin(), problem));
         };
         let weights = Weights::new(checkpoint.clone(), prefix, Naming::Same, backend.clone(), Precision::F32);
@@ -217,7 +217,7 @@ impl Upscaler {
                 let to = &mut result[y * result_row + 3 * scale * own_columns.start..][..count];
                 for (to, &value) in to.iter_mut().zip(from) {
                     if value.is_nan() {
-                        return Err(Error::degenerate(format!("'{}' gave what is no number", self.name)));
+                        return Err(Error::degenerate(format!("'{}' gave values that are not numbers", self.name)));
                     }
                     *to = to_u8(value);
                 }

@@ -59,7 +59,7 @@ impl State {
             return Err("has nested blocks of 0 scales".into());
         }
         if state.nested_offset.is_some_and(|offset| !(offset as f32).is_finite()) {
-            return Err("has a nested offset that is no number".into());
+            return Err("has a nested offset that is not a number".into());
         }
         Ok(state)
     }

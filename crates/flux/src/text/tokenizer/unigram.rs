@@ -88,7 +88,7 @@ impl T5Tokenizer {
             return Err(bad("tokens", &format!("has {} pieces, but there are {counts}", tokens.len())));
         }
         if let Some(score) = scores.iter().find(|s| !s.is_finite()) {
-            return Err(bad("scores", &format!("has {score}, which is no score")));
+            return Err(bad("scores", &format!("has {score}, which is not a score")));
         }
         let id = |key: &str, default: usize| {
             let id = match checkpoint.metadata(&format!("tokenizer.ggml.{key}")) {
