@@ -157,174 +157,55 @@ fn run_decoding(
     (loras, own_bytes): (&Loras, u64),
     tiled: bool,
 ) -> Result<Plan> {
-    let configs = configs.clone();
     let counter = DryRun::new();
     let backend: Arc<dyn Backend> = counter.clone();
-    let PartWeights { four: [clip_weights, t5_weights, flux_weights, vae_weights], vision } = weights(&backend);
-    let clip_length = configs.clip.max_position_embeddings;
-    let (latent_channels, factor) = (configs.vae.latent_channels, configs.vae.factor());
+    let factor = configs.vae.factor();
     let grid = [workload.height, workload.width].map(|side| (side as usize).div_ceil(2 * factor));
-    let [rows, columns] = grid;
-
-    // As in a pipeline: all parts are loaded, which puts their small tensors into memory, before the first one runs.
-    let mut clip = Clip::load(configs.clip, &clip_weights)?;
-    let mut t5 = T5::load(configs.t5, &t5_weights)?;
-    let mut flux = Flux::load(configs.flux, &flux_weights)?;
-    if !loras.used.is_empty() {
-        let mut models = [flux.adaptable(), clip.adaptable(), t5.adaptable()];
-        lora::apply(&mut models, loras, &backend)?;
-        flux.widen();
-    }
-    let vae = Decoder::load(configs.vae, &vae_weights)?;
-    let whole = |weights: &Weights| Layout { fixed: weights.extent(), blocks: Vec::new() };
-    let layouts = [clip.layout().clone(), t5.layout().clone(), flux.layout().clone(), whole(&vae_weights)];
     let encoded = encoded(&workload, grid, factor);
-    let encoder = if encoded.is_empty() {
-        None
-    } else {
+    let part_weights = weights(&backend);
+    let encoder_weights = (!encoded.is_empty()).then(|| {
         let PartWeights { four: [.., weights], .. } = weights(&backend);
-        let encoder = Encoder::load(vae.config().clone(), &weights)?;
-        let layout = whole(&weights);
-        Some((encoder, weights, layout))
-    };
+        weights
+    });
+    let models = Models::load(configs, &part_weights, encoder_weights, loras, &backend)?;
 
-    let mut parts = Vec::new();
-    let mut measure = |name, weights: &Weights, layout: &Layout, work: &mut dyn FnMut() -> Result<()>| -> Result<()> {
-        counter.reset();
-        work()?;
-        parts.push(PartPlan {
-            name,
-            parameters: weights.parameters_taken(),
-            weight_bytes: layout.bytes(),
-            blocks: layout.blocks.iter().map(memory::Extent::bytes).collect(),
-            kept: layout.blocks.iter().map(memory::Extent::kept_bytes).collect(),
-            resident_blocks: layout.blocks.len(),
-            kept_blocks: 0,
-            work: counter.report(),
-        });
-        Ok(())
+    let mut meter = Meter { counter, parts: Vec::new() };
+    meter.text_encoders(&models, &part_weights, configs, &workload, &backend)?;
+    let style_tokens = match (&configs.vision, &part_weights.vision) {
+        (Some(config), Some(weights)) => meter.styles(&models, config, weights, &workload, &backend)?,
+        _ => 0,
     };
-    measure("clip_l", &clip_weights, &layouts[0], &mut || {
-        clip.forward(&backend, &vec![0; clip_length]);
-        Ok(())
-    })?;
-    measure("t5", &t5_weights, &layouts[1], &mut || {
-        t5.forward(&backend, &vec![0; workload.t5_length], &mut |_, _| Ok(())).map(drop)
-    })?;
-
-    let mut style_tokens = 0;
-    if let (Some(config), Some(weights)) = (configs.vision, &vision) {
-        style_tokens = config.tokens() * workload.styles as usize;
-        let picture = Rgb8::new(1, 1, vec![0; 3]);
-        let encoder = StyleEncoder::of(config, flux.config().context_in_dim, weights)?;
-        let whole = Layout { fixed: encoder.extent().clone(), blocks: Vec::new() };
-        measure("vision", &weights[0], &whole, &mut || {
-            // All tokens are kept until they stand behind the text.
-            let one = |_| encoder.tokens(&backend, &picture, &mut || Ok(()));
-            let tokens: Vec<Tensor> = (0..workload.styles).map(one).collect::<Result<_>>()?;
-            Tensor::concat(&tokens.iter().collect::<Vec<_>>(), 0);
-            Ok(())
-        })?;
+    if let Some(encoder) = &models.encoder {
+        meter.encoder(encoder, &encoded, &workload, tiled, &backend)?;
     }
-
-    let zeros = |shape: &[usize]| Tensor::from_vec(&backend, Shape::new(shape), vec![0.0; shape.iter().product()]);
-    if let Some((encoder, weights, layout)) = &encoder {
-        let tiling = Tiling::of_config(encoder.config());
-        measure("vae_encoder", weights, layout, &mut || {
-            for &[width, height] in &encoded {
-                let tiles = tiling::encodes_in_tiles(workload.vae_tiling, tiled, width, height);
-                let side = |side: usize| if tiles { side.min(tiling.tile * factor) } else { side };
-                // The whole picture lies beside its tiles.
-                let whole = zeros(&[height, width, 3]);
-                encoder.moments(&if tiles { zeros(&[side(height), side(width), 3]) } else { whole.clone() });
-            }
-            Ok(())
-        })?;
-    }
-    let config = flux.config();
-    // Where references lie does not matter here, how many tokens they have does.
-    let references = [[1, workload.given.reference_tokens]];
-    let tokens = |count: usize, channels: usize| (count * channels > 0).then(|| zeros(&[count, channels]));
-    let latents = 4 * latent_channels;
-    let channels = tokens(rows * columns, config.in_channels.saturating_sub(latents));
-    let reference_tokens = tokens(workload.given.reference_tokens, latents);
-    // Pictures stand behind the prompt alone.
-    let prompt = |tokens| {
-        let rope = Rope::with_references(&backend, tokens, grid, &references, config.axes_dim, config.theta);
-        (zeros(&[tokens, config.context_in_dim]), zeros(&[1, config.vec_in_dim]), rope)
-    };
-    let tokens = [workload.t5_length + style_tokens, workload.t5_length];
-    let prompts: Vec<_> = tokens.into_iter().take(if workload.true_cfg { 2 } else { 1 }).map(prompt).collect();
-    let mut conditions =
-        prompts.iter().map(|(txt, pooled, rope)| Condition { txt, pooled, guidance_argument: 1000.0, rope });
-    let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
-    let blocks = layouts[2].blocks.len();
-    let guided = Guided {
-        condition: positive,
-        negative: conditions.next().map(|negative| (negative, 2.0)),
-        residency: Residency { resident: blocks, kept: blocks },
-        beside: Beside { channels: channels.as_ref(), references: reference_tokens.as_ref() },
-    };
-    let count = latent_channels * 4 * rows * columns;
-    let noise = Latents { channels: latent_channels, height: 2 * rows, width: 2 * columns, values: vec![0.0; count] };
-    let along = |sampler, cache: Option<Cache>, sigmas: &[f32]| {
-        let draws = Generator::new(Noise::default(), 0);
-        let path = Path { start: &noise, sigmas, sampler, draws, after_step: None, cache, audit: None, picture: 0 };
-        denoise(&flux, path, &guided, &|_| None, &mut ()).map(drop)
-    };
-    measure("transformer", &flux_weights, &layouts[2], &mut || along(Sampler::Euler, None, &[1.0, 0.0]))?;
-    measure("vae", &vae_weights, &layouts[3], &mut || {
-        let tiling = Tiling::of(&vae);
-        let [height, width] = [2 * rows, 2 * columns].map(|side| if tiled { side.min(tiling.tile) } else { side });
-        let tile = zeros(&[height, width, latent_channels]);
-        vae.decode(&tile, &mut || Ok(())).map(drop)
+    // They live until the picture is done, as in a pipeline.
+    let inputs = Inputs::new(&models, configs, &workload, grid, style_tokens, &backend);
+    let [_, _, flux_weights, vae_weights] = &part_weights.four;
+    let [_, _, flux_layout, vae_layout] = &models.layouts;
+    meter.measure("transformer", flux_weights, flux_layout, || {
+        inputs.denoised(&models, Sampler::Euler, None, &[1.0, 0.0])
     })?;
-    if tiled && let Some(vae) = parts.last_mut() {
+    meter.measure("vae", vae_weights, vae_layout, || models.decode(grid, tiled, &backend))?;
+    if tiled && let Some(vae) = meter.part("vae") {
         // The whole picture and two rows of tiles, f32.
+        let [rows, columns] = grid;
         vae.work.peak_bytes += 4 * 3 * (4 * rows * columns * factor * factor) as u64 * 3;
     }
-    let encoders = encoder.iter().map(|(_, _, layout)| layout);
-    let mut pinned: u64 = layouts.iter().chain(encoders).map(Layout::pinned_bytes).sum::<u64>() + own_bytes;
+    let mut pinned = models.pinned_bytes() + own_bytes;
     if let Some(scale) = workload.upscale {
         let upscaler = Upscaler::find(scale, options.upscaler.as_deref(), &backend)?;
-        counter.reset();
-        let pictures = upscaler.rehearse(workload.width, workload.height)?;
-        let mut work = counter.report();
-        work.peak_bytes += pictures;
+        meter.upscaler(&upscaler, &workload)?;
         pinned += upscaler.extent().pinned_bytes();
-        parts.push(PartPlan {
-            name: "upscaler",
-            parameters: upscaler.parameters(),
-            weight_bytes: upscaler.extent().bytes(),
-            blocks: Vec::new(),
-            kept: Vec::new(),
-            resident_blocks: 0,
-            kept_blocks: 0,
-            work,
-        });
     }
+    meter.remembered(&models, &inputs, &workload)?;
 
-    if let Some([_, projector]) = &vision
-        && let Some(part) = parts.iter_mut().find(|part| part.name == "vision")
-    {
-        part.parameters += projector.parameters_taken();
-        part.weight_bytes += projector.bytes_taken();
-    }
-    let cache = workload.acceleration.cache();
-    if (workload.sampler != Sampler::Euler || cache.is_some())
-        && let Some(transformer) = parts.iter_mut().find(|part| part.name == "transformer")
-    {
-        // What is remembered between steps comes on top; the work is still that of one evaluation. Of zeros nothing is reused.
-        counter.reset();
-        along(workload.sampler, cache, &[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0])?;
-        transformer.work.peak_bytes = transformer.work.peak_bytes.max(counter.report().peak_bytes);
-    }
-
+    let [rows, columns] = grid;
     // What is kept of a picture that is blended in: where, its latents, their noise.
+    let latents = 4 * configs.vae.latent_channels;
     let blended = if workload.given.encodes { 3 * 4 * (rows * columns * latents) as u64 } else { 0 };
     let gates = options.safety.resident_bytes();
     let mut plan = Plan {
-        parts,
+        parts: meter.parts,
         tokens: workload.t5_length + style_tokens + rows * columns + workload.given.reference_tokens,
         steps: workload.steps,
         sampler: workload.sampler,
@@ -337,6 +218,267 @@ fn run_decoding(
     };
     plan.fit();
     Ok(plan)
+}
+
+/// All parts on the backend that counts.
+struct Models {
+    clip: Clip,
+    t5: T5,
+    flux: Flux,
+    vae: Decoder,
+    /// Where there are pictures to encode.
+    encoder: Option<(Encoder, Weights, Layout)>,
+    /// CLIP's, T5's, the transformer's, the autoencoder's.
+    layouts: [Layout; 4],
+}
+
+/// A part whose weights come and go all together.
+fn whole(weights: &Weights) -> Layout {
+    Layout { fixed: weights.extent(), blocks: Vec::new() }
+}
+
+impl Models {
+    /// As in a pipeline: all parts are loaded, which puts their small tensors into memory, before the first one runs.
+    fn load(
+        configs: &Configs,
+        weights: &PartWeights,
+        encoder: Option<Weights>,
+        loras: &Loras,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<Self> {
+        let [clip_weights, t5_weights, flux_weights, vae_weights] = &weights.four;
+        let mut clip = Clip::load(configs.clip.clone(), clip_weights)?;
+        let mut t5 = T5::load(configs.t5.clone(), t5_weights)?;
+        let mut flux = Flux::load(configs.flux.clone(), flux_weights)?;
+        if !loras.used.is_empty() {
+            let mut models = [flux.adaptable(), clip.adaptable(), t5.adaptable()];
+            lora::apply(&mut models, loras, backend)?;
+            flux.widen();
+        }
+        let vae = Decoder::load(configs.vae.clone(), vae_weights)?;
+        let layouts = [clip.layout().clone(), t5.layout().clone(), flux.layout().clone(), whole(vae_weights)];
+        let encoder = match encoder {
+            None => None,
+            Some(weights) => {
+                let encoder = Encoder::load(vae.config().clone(), &weights)?;
+                let layout = whole(&weights);
+                Some((encoder, weights, layout))
+            }
+        };
+        Ok(Self { clip, t5, flux, vae, encoder, layouts })
+    }
+
+    /// Bytes of small tensors.
+    fn pinned_bytes(&self) -> u64 {
+        let encoder = self.encoder.iter().map(|(_, _, layout)| layout);
+        self.layouts.iter().chain(encoder).map(Layout::pinned_bytes).sum()
+    }
+
+    /// The picture, or a tile of it.
+    fn decode(&self, [rows, columns]: [usize; 2], tiled: bool, backend: &Arc<dyn Backend>) -> Result<()> {
+        let tiling = Tiling::of(&self.vae);
+        let [height, width] = [2 * rows, 2 * columns].map(|side| if tiled { side.min(tiling.tile) } else { side });
+        let tile = zeros(backend, &[height, width, self.vae.config().latent_channels]);
+        self.vae.decode(&tile, &mut || Ok(())).map(drop)
+    }
+}
+
+fn zeros(backend: &Arc<dyn Backend>, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(backend, Shape::new(shape), vec![0.0; shape.iter().product()])
+}
+
+/// What is measured, part by part.
+struct Meter {
+    counter: Arc<DryRun>,
+    parts: Vec<PartPlan>,
+}
+
+impl Meter {
+    fn measure(
+        &mut self,
+        name: &'static str,
+        weights: &Weights,
+        layout: &Layout,
+        work: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.counter.reset();
+        work()?;
+        self.parts.push(PartPlan {
+            name,
+            parameters: weights.parameters_taken(),
+            weight_bytes: layout.bytes(),
+            blocks: layout.blocks.iter().map(memory::Extent::bytes).collect(),
+            kept: layout.blocks.iter().map(memory::Extent::kept_bytes).collect(),
+            resident_blocks: layout.blocks.len(),
+            kept_blocks: 0,
+            work: self.counter.report(),
+        });
+        Ok(())
+    }
+
+    fn part(&mut self, name: &str) -> Option<&mut PartPlan> {
+        self.parts.iter_mut().find(|part| part.name == name)
+    }
+
+    fn text_encoders(
+        &mut self,
+        models: &Models,
+        weights: &PartWeights,
+        configs: &Configs,
+        workload: &Workload,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<()> {
+        let ([clip_weights, t5_weights, ..], [clip_layout, t5_layout, ..]) = (&weights.four, &models.layouts);
+        self.measure("clip_l", clip_weights, clip_layout, || {
+            models.clip.forward(backend, &vec![0; configs.clip.max_position_embeddings]);
+            Ok(())
+        })?;
+        self.measure("t5", t5_weights, t5_layout, || {
+            models.t5.forward(backend, &vec![0; workload.t5_length], &mut |_, _| Ok(())).map(drop)
+        })
+    }
+
+    /// The vision tower and the projector; gives the tokens that stand behind the text.
+    fn styles(
+        &mut self,
+        models: &Models,
+        config: &SiglipConfig,
+        weights: &[Weights; 2],
+        workload: &Workload,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<usize> {
+        let tokens = config.tokens() * workload.styles as usize;
+        let picture = Rgb8::new(1, 1, vec![0; 3]);
+        let encoder = StyleEncoder::of(config.clone(), models.flux.config().context_in_dim, weights)?;
+        let [tower, projector] = weights;
+        let whole = Layout { fixed: encoder.extent().clone(), blocks: Vec::new() };
+        self.measure("vision", tower, &whole, || {
+            // All tokens are kept until they stand behind the text.
+            let one = |_| encoder.tokens(backend, &picture, &mut || Ok(()));
+            let tokens: Vec<Tensor> = (0..workload.styles).map(one).collect::<Result<_>>()?;
+            Tensor::concat(&tokens.iter().collect::<Vec<_>>(), 0);
+            Ok(())
+        })?;
+        if let Some(part) = self.part("vision") {
+            part.parameters += projector.parameters_taken();
+            part.weight_bytes += projector.bytes_taken();
+        }
+        Ok(tokens)
+    }
+
+    /// Pictures of these sizes through the autoencoder.
+    fn encoder(
+        &mut self,
+        (encoder, weights, layout): &(Encoder, Weights, Layout),
+        sizes: &[[usize; 2]],
+        workload: &Workload,
+        tiled: bool,
+        backend: &Arc<dyn Backend>,
+    ) -> Result<()> {
+        let (tiling, factor) = (Tiling::of_config(encoder.config()), encoder.config().factor());
+        self.measure("vae_encoder", weights, layout, || {
+            for &[width, height] in sizes {
+                let tiles = tiling::encodes_in_tiles(workload.vae_tiling, tiled, width, height);
+                let side = |side: usize| if tiles { side.min(tiling.tile * factor) } else { side };
+                // The whole picture lies beside its tiles.
+                let whole = zeros(backend, &[height, width, 3]);
+                encoder.moments(&if tiles { zeros(backend, &[side(height), side(width), 3]) } else { whole.clone() });
+            }
+            Ok(())
+        })
+    }
+
+    fn upscaler(&mut self, upscaler: &Upscaler, workload: &Workload) -> Result<()> {
+        self.counter.reset();
+        let pictures = upscaler.rehearse(workload.width, workload.height)?;
+        let mut work = self.counter.report();
+        work.peak_bytes += pictures;
+        self.parts.push(PartPlan {
+            name: "upscaler",
+            parameters: upscaler.parameters(),
+            weight_bytes: upscaler.extent().bytes(),
+            blocks: Vec::new(),
+            kept: Vec::new(),
+            resident_blocks: 0,
+            kept_blocks: 0,
+            work,
+        });
+        Ok(())
+    }
+
+    /// What some samplers and reused velocities remember between steps comes on top of the transformer's memory; its work is
+    /// still that of one evaluation. Of zeros nothing is reused.
+    fn remembered(&mut self, models: &Models, inputs: &Inputs, workload: &Workload) -> Result<()> {
+        let cache = workload.acceleration.cache();
+        if workload.sampler == Sampler::Euler && cache.is_none() {
+            return Ok(());
+        }
+        self.counter.reset();
+        inputs.denoised(models, workload.sampler, cache, &[1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.0])?;
+        let peak_bytes = self.counter.report().peak_bytes;
+        if let Some(transformer) = self.part("transformer") {
+            transformer.work.peak_bytes = transformer.work.peak_bytes.max(peak_bytes);
+        }
+        Ok(())
+    }
+}
+
+/// What the transformer is given, in zeros.
+struct Inputs {
+    noise: Latents,
+    /// Further channels of the picture's tokens.
+    channels: Option<Tensor>,
+    references: Option<Tensor>,
+    /// Text, pooled and angles; with classifier-free guidance twice.
+    prompts: Vec<(Tensor, Tensor, Rope)>,
+}
+
+impl Inputs {
+    fn new(
+        models: &Models,
+        configs: &Configs,
+        workload: &Workload,
+        grid: [usize; 2],
+        style_tokens: usize,
+        backend: &Arc<dyn Backend>,
+    ) -> Self {
+        let (config, latent_channels) = (models.flux.config(), configs.vae.latent_channels);
+        let ([rows, columns], latents) = (grid, 4 * latent_channels);
+        // Where references lie does not matter here, how many tokens they have does.
+        let references = [[1, workload.given.reference_tokens]];
+        let tokens = |count: usize, channels: usize| (count * channels > 0).then(|| zeros(backend, &[count, channels]));
+        let prompt = |tokens| {
+            let rope = Rope::with_references(backend, tokens, grid, &references, config.axes_dim, config.theta);
+            (zeros(backend, &[tokens, config.context_in_dim]), zeros(backend, &[1, config.vec_in_dim]), rope)
+        };
+        // Styles stand behind the prompt alone.
+        let lengths = [workload.t5_length + style_tokens, workload.t5_length];
+        let values = vec![0.0; latents * rows * columns];
+        Self {
+            noise: Latents { channels: latent_channels, height: 2 * rows, width: 2 * columns, values },
+            channels: tokens(rows * columns, config.in_channels.saturating_sub(latents)),
+            references: tokens(workload.given.reference_tokens, latents),
+            prompts: lengths.into_iter().take(if workload.true_cfg { 2 } else { 1 }).map(prompt).collect(),
+        }
+    }
+
+    /// Along these noise levels.
+    fn denoised(&self, models: &Models, sampler: Sampler, cache: Option<Cache>, sigmas: &[f32]) -> Result<()> {
+        let mut conditions =
+            self.prompts.iter().map(|(txt, pooled, rope)| Condition { txt, pooled, guidance_argument: 1000.0, rope });
+        let Some(positive) = conditions.next() else { unreachable!("there is at least one prompt") };
+        let blocks = models.flux.layout().blocks.len();
+        let guided = Guided {
+            condition: positive,
+            negative: conditions.next().map(|negative| (negative, 2.0)),
+            residency: Residency { resident: blocks, kept: blocks },
+            beside: Beside { channels: self.channels.as_ref(), references: self.references.as_ref() },
+        };
+        let draws = Generator::new(Noise::default(), 0);
+        let path =
+            Path { start: &self.noise, sigmas, sampler, draws, after_step: None, cache, audit: None, picture: 0 };
+        denoise(&models.flux, path, &guided, &|_| None, &mut ()).map(drop)
+    }
 }
 
 /// Width and height of what the encoder sees: the picture of the request's size, the largest reference.
