@@ -176,7 +176,7 @@ impl ModelSpec {
             (Component::T5, self.parts.t5xxl.as_deref(), "--t5xxl"),
         ];
         let mut found = Vec::new();
-        let mut missing = Vec::new();
+        let (mut missing, mut flags) = (Vec::new(), Vec::new());
         for (component, given, flag) in wanted {
             let part = match given {
                 Some(path) => Some(part_of(path, component)?),
@@ -185,14 +185,16 @@ impl ModelSpec {
                     None => places.find(component)?,
                 },
             };
-            match part {
-                Some(part) => found.push(part),
-                None => missing.push(format!("the {} ({flag})", component.name())),
+            if let Some(part) = part {
+                found.push(part);
+            } else {
+                missing.push(format!("the {}", component.name()));
+                flags.push(format!("{flag} FILE"));
             }
         }
         let Ok(parts) = <[Part; 4]>::try_from(found) else {
             let problem = format!("is complete but for {}; looked in {}", missing.join(", "), places.list());
-            return Err(Error::file(file, problem));
+            return Err(Error::file(file, problem).hint(flags.join(" ")));
         };
         let tiny = places.find(Component::TinyDecoder)?;
         Ok(ModelFiles { notice, ..ModelFiles::from_parts(&stem(file), parts, tiny) })
