@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hub::transfer::Event;
+use hub::watch::Event;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::readable::bytes;

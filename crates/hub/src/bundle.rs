@@ -25,7 +25,8 @@ use crate::{
     licence::Text,
     names::{Repository, shown},
     records::{Record, RecordFile, Records},
-    transfer::{Event, Role, Watch, tell},
+    transfer::Role,
+    watch::{Event, Watch, tell},
 };
 
 /// The longest manifest that is read, bytes.

@@ -17,7 +17,7 @@ use std::{
 use crate::{
     error::{Error, Result},
     names::{Repository, check_revision, is_commit, is_safe_path},
-    transfer::{Event, Watch, tell},
+    watch::{Event, Watch, tell},
 };
 
 /// What backup programs look for: <https://bford.info/cachedir/>.

@@ -19,7 +19,7 @@ use crate::{
     error::{Error, Result},
     names::shown,
     settings::{Patience, Settings, Token},
-    transfer::{Event, Watch, tell},
+    watch::{Event, Watch, tell},
 };
 
 /// Redirects of one request.

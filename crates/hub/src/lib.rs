@@ -6,6 +6,7 @@
 //! | [`licence`] | whose terms a model is under, and what was accepted when |
 //! | [`settings`] | addresses, folders and the token, from the environment variables that Hugging Face's tools read |
 //! | [`transfer`] | a download from its list of files to the last hash |
+//! | [`watch`] | what a caller is told meanwhile, and how it stops it |
 //! | [`cache`] | the folders `blobs`, `snapshots` and `refs`, shared with other programs |
 //! | [`records`] | which files make the model that was asked for by name |
 //! | [`bundle`] | models on a disk or stick, for machines without a network |
@@ -28,6 +29,7 @@ pub mod records;
 mod remote;
 pub mod settings;
 pub mod transfer;
+pub mod watch;
 
 pub use error::{Error, Gate, Result, bytes};
 pub use names::Repository;

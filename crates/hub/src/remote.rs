@@ -12,7 +12,7 @@ use crate::{
     http::{Answer, Client, Failure, Method, odd},
     names::{Repository, check_revision, is_commit, is_etag, is_safe_path, shown},
     settings::Settings,
-    transfer::Watch,
+    watch::Watch,
 };
 
 /// Everything but letters, digits and what is plain in a path.

@@ -17,7 +17,8 @@ use hub::{
     cache::Cache,
     records::{Record, Records},
     settings::{Patience, Settings},
-    transfer::{Event, Hub, Pick, Role, Wanted},
+    transfer::{Hub, Pick, Role, Wanted},
+    watch::Event,
 };
 use support::{StandIn, noise, sha256};
 

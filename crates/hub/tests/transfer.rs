@@ -15,7 +15,8 @@ use hub::{
     Error, Gate,
     cache::Cache,
     settings::{Patience, Settings, Token},
-    transfer::{Event, Hub, Pick, Role, Transfer, Wanted},
+    transfer::{Hub, Pick, Role, Transfer, Wanted},
+    watch::Event,
 };
 use support::{MEMBER, OUTSIDER, StandIn, noise, sha256};
 

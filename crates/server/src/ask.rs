@@ -4,7 +4,7 @@
 use flux::{image_file::Format, sampler::Sampler, schedule::ScheduleKind};
 use serde::{Deserialize, Serialize};
 
-use crate::{blobs::BlobId, dialect::is_data, error::Fault};
+use crate::{blobs::BlobId, data_uri::is_data, error::Fault};
 
 /// What to make. All fields are decided: nothing is a default any more.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -285,20 +285,11 @@ impl Blobs {
         self.put_as(id, bytes, new, Some(claim)).await
     }
 
-    /// A picture for a job, which goes again unless it is kept. All of them together have half of the quota, so that there is room
-    /// for results.
+    /// A picture for a job, which goes again unless it is kept.
     ///
     /// # Errors
     /// As [`Blobs::put`].
     pub async fn give(&self, bytes: Bytes, mime: &str, name: &str, owner: &Owner) -> Result<Draft, Fault> {
-        let waiting: u64 = {
-            let index = self.index();
-            let given = index.entries.values().filter(|entry| entry.blob.purpose == Purpose::Given);
-            given.map(|entry| entry.blob.bytes).sum()
-        };
-        if waiting + bytes.len() as u64 > self.0.quota / 2 {
-            return Err(Fault::Unavailable("the pictures of jobs that wait fill this server; try again later".into()));
-        }
         let (this, owner) = (self.clone(), owner.clone());
         let (mime, name) = (mime.to_owned(), name.to_owned());
         // A task of its own: if the one who asked goes away, what it ends with is dropped.
@@ -320,6 +311,19 @@ impl Blobs {
         }
     }
 
+    /// What no quota takes (pictures of jobs that wait, parts of uploads, pictures held) has half of it, so that there is always room
+    /// for results.
+    fn spare(&self, size: u64) -> Result<(), Fault> {
+        let index = self.index();
+        let kept = index.entries.values().filter(|entry| !entry.blob.purpose.is_public());
+        let kept: u64 = kept.map(|entry| entry.blob.bytes).sum();
+        if kept + size > self.0.quota / 2 {
+            let message = "pictures of jobs that wait and unfinished uploads fill this server; try again later";
+            return Err(Fault::Unavailable(message.into()));
+        }
+        Ok(())
+    }
+
     async fn put_as(
         &self,
         id: BlobId,
@@ -329,6 +333,9 @@ impl Blobs {
     ) -> Result<Arc<Blob>, Fault> {
         if new.about.as_ref().is_some_and(|about| about.to_string().len() > MOST_ABOUT) {
             return Err(Fault::TooLarge(format!("what is said of the file is longer than {MOST_ABOUT} bytes")));
+        }
+        if !new.purpose.is_public() {
+            self.spare(bytes.len() as u64)?;
         }
         let created = now();
         let keep = Millis::try_from(new.keep.as_millis()).unwrap_or(Millis::MAX);

@@ -6,9 +6,7 @@
 //! URLs of this server are read from the store instead, and `data:` URLs are decoded.
 
 pub mod address;
-pub mod data;
-
-use std::{
+pub use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -29,6 +27,7 @@ use self::address::Networks;
 use crate::{
     blobs::{BlobId, Blobs, Draft, sniff},
     config::Config,
+    data_uri::{self, is_data},
     error::{Fault, PictureFault},
     metrics::Metrics,
     owner::Owner,
@@ -155,7 +154,7 @@ impl Fetcher {
 
     /// The blob that a URL of this server names, whatever host the URL says: nobody guesses the name of a blob.
     pub fn own(&self, url: &str) -> Option<BlobId> {
-        if url.len() > LONGEST_URL || data::is_data(url) {
+        if url.len() > LONGEST_URL || is_data(url) {
             return None;
         }
         let url = Url::parse(url).ok()?;
@@ -167,10 +166,10 @@ impl Fetcher {
     }
 
     async fn bytes(&self, url: &str, field: &str) -> Result<Bytes, Fault> {
-        if data::is_data(url) {
-            return data::decode(url, self.0.most).map_err(|wrong| match wrong {
-                data::Wrong::TooLarge => self.too_large(field),
-                data::Wrong::Malformed(message) => fault(field, PictureFault::Decode, message),
+        if is_data(url) {
+            return data_uri::decode(url, self.0.most).map_err(|wrong| match wrong {
+                data_uri::Wrong::TooLarge => self.too_large(field),
+                data_uri::Wrong::Malformed(message) => fault(field, PictureFault::Decode, message),
             });
         }
         let all = self.download(url, field);

@@ -13,6 +13,7 @@ mod canvas;
 pub mod clock;
 mod collect;
 pub mod config;
+pub mod data_uri;
 pub mod dialect;
 pub mod engine;
 pub mod error;

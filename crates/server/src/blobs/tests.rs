@@ -108,6 +108,8 @@ async fn what_jobs_were_given_takes_half_and_goes() {
     let give = |size: usize| blobs.give(Bytes::from(vec![7; size]), "image/png", "a", &owner);
     let (first, second) = (give(300).await.unwrap(), give(200).await.unwrap());
     assert!(matches!(give(1).await, Err(Fault::Unavailable(_))));
+    let part = NewBlob { purpose: Purpose::Internal, ..new("part", HOUR, &owner) };
+    assert!(matches!(blobs.put(Bytes::from_static(b"x"), part).await, Err(Fault::Unavailable(_))));
     blobs.put(Bytes::from(vec![7; 500]), new("result", HOUR, &owner)).await.unwrap();
     let kept = second.id().clone();
     second.keep();

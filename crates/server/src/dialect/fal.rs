@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     ask::{Acceleration, Ask, Mode, OnFlagged, OutputSize, Previews, Source},
+    data_uri,
     error::{Fault, PictureFault, Problem, Rule},
     fields::{Field, Kind, Treatment, field, read},
     job::{JobView, Made, Preview, State},
@@ -263,15 +264,9 @@ pub fn output(view: &JobView, mut url: impl FnMut(&Made) -> String) -> Value {
 
 /// The same shape with a picture of progress in it.
 pub fn preview(view: &JobView, preview: &Preview) -> Value {
-    let url = data_uri(preview.mime, &preview.bytes);
+    let url = data_uri::encode(preview.mime, &preview.bytes);
     json!({"images": [{"url": url, "content_type": preview.mime, "width": preview.width, "height": preview.height}],
            "timings": {}, "seed": asked_seed(view), "has_nsfw_concepts": [false], "prompt": prompt(view)})
-}
-
-/// `data:image/png;base64,…`.
-pub fn data_uri(mime: &str, bytes: &[u8]) -> String {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    format!("data:{mime};base64,{}", STANDARD.encode(bytes))
 }
 
 fn seconds(view: &JobView) -> f64 {

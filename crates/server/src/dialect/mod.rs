@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::{
     ask::OutputSize,
     clock::Millis,
+    data_uri::is_data,
     error::{Fault, Rule},
     fields::Values,
 };
@@ -175,11 +176,6 @@ pub fn usable_loras(field: &str, loras: Vec<(String, f32)>) -> Result<Vec<(Strin
 pub fn format(values: &Values, field: &str) -> Result<Format, Fault> {
     let name = values.the_text(field);
     name.parse().map_err(|_| Fault::invalid(field, Rule::Other, format!("'{name}' is not written by this build")))
-}
-
-/// Whether a URL carries its bytes in itself.
-pub fn is_data(url: &str) -> bool {
-    url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
 /// JSON on one line with all but ASCII escaped: some clients decode each piece of a stream on its own and would break characters

@@ -29,6 +29,7 @@ use crate::{
     auth::Caller,
     blobs::Blobs,
     clock::now,
+    data_uri,
     dialect::{
         Answer, ascii_json,
         fal::{self, App, Door},
@@ -87,7 +88,7 @@ async fn output_as(blobs: &Blobs, view: &JobView, base: &str, data: bool) -> Res
     for made in view.made() {
         urls.push(if data {
             let (_, bytes) = blobs.get(&made.blob).await?;
-            fal::data_uri(&made.mime, &bytes)
+            data_uri::encode(&made.mime, &bytes)
         } else {
             blobs.url(&made.blob, base)
         });

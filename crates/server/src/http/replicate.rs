@@ -23,7 +23,8 @@ use crate::{
     auth::{Caller, Scope},
     clock::{after, now},
     config::VendorOutput,
-    dialect::{Answer, fal::data_uri, replicate, shortened},
+    data_uri,
+    dialect::{Answer, replicate, shortened},
     error::{Fault, Rule},
     guard::PublicUrl,
     hex::hex,
@@ -75,7 +76,7 @@ pub(crate) async fn output(server: &Server, view: &JobView, base: &str) -> Optio
     let mut urls = Vec::new();
     for made in view.made() {
         urls.push(if data {
-            data_uri(&made.mime, &server.blobs.get(&made.blob).await.ok()?.1)
+            data_uri::encode(&made.mime, &server.blobs.get(&made.blob).await.ok()?.1)
         } else {
             server.blobs.meta(&made.blob)?;
             server.blobs.url(&made.blob, base)

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use base64::{
     Engine, alphabet,
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+    prelude::BASE64_STANDARD,
 };
 use bytes::Bytes;
 use percent_encoding::percent_decode;
@@ -31,12 +32,17 @@ pub fn is_data(url: &str) -> bool {
     url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("data:"))
 }
 
+/// One with these bytes.
+pub fn encode(mime: &str, bytes: &[u8]) -> String {
+    format!("data:{mime};base64,{}", BASE64_STANDARD.encode(bytes))
+}
+
 /// The bytes of one, at most so many.
 ///
 /// # Errors
 /// [`Wrong`].
 pub fn decode(url: &str, most: u64) -> Result<Bytes, Wrong> {
-    let rest = if is_data(url) { &url[5..] } else { return Err(Wrong::Malformed("is no data URI")) };
+    let rest = if is_data(url) { &url[5..] } else { return Err(Wrong::Malformed("is not a data URI")) };
     let (about, data) = rest.split_once(',').ok_or(Wrong::Malformed("is a data URI without a comma"))?;
     let is_base64 = about.rsplit_once(';').is_some_and(|(_, last)| last.trim().eq_ignore_ascii_case("base64"));
     // A fragment is no part of the data.
