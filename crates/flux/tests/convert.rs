@@ -199,7 +199,7 @@ fn what_cannot_be_is_refused_by_name() {
         (&files.flux, "x.safetensors", "q4_k", &[], ["q4_k", "safetensors", ".gguf"]),
         (&files.rest[0], "x.safetensors", "int8", &[], ["autoencoder", "int8", "bf16"]),
         (&files.rest[1], "x.gguf", "f16", &[], ["CLIP-L", "safetensors", "GGUF"]),
-        (&files.flux, "x.gguf", "q8_0", &["nothing.*=f16"], ["keep", "nothing.*", "no tensor"]),
+        (&files.flux, "x.gguf", "q8_0", &["nothing.*=f16"], ["keep", "nothing.*", "the name of a tensor"]),
         (&files.flux, "x.gguf", "q8_0", &["img_in.bias=q8_0"], ["img_in.bias", "[128]", "q8_0"]),
         (&files.flux, "x.gguf", "q8_0", &["img_in.weight=q4_k"], ["img_in.weight", "[128, 64]", "q4_k"]),
     ] {
@@ -379,7 +379,7 @@ fn states_that_lie_are_refused_by_name() {
         (set("shape", serde_json::json!([128, 512])), ["[128, 512]", "128 elements"]),
         (set("nested_blocksize", 0.into()), ["nested blocks", "0"]),
         (set("nested_blocksize", 64.into()), ["'nested_absmax'", "16 were expected"]),
-        (set("nested_offset", 1e300.into()), ["nested offset", "no number"]),
+        (set("nested_offset", 1e300.into()), ["nested offset", "not a number"]),
         (state(&|json| *json = "x".into()), ["state", "cannot be read"]),
         (without(".absmax"), ["lacks 'absmax'", name]),
         (without(".quant_map"), ["lacks 'quant_map'", name]),
