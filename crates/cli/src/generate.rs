@@ -36,7 +36,7 @@ use crate::{
     safety_args::SafetyArgs,
     sampling_args::SamplingArgs,
     show,
-    size_args::SizeArgs,
+    size_args::{self, SizeArgs},
     style_args::StyleArgs,
 };
 
@@ -176,7 +176,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     let request = request(args, &pipeline, prompt, recipe.as_ref())?;
     pipeline.check(&request)?;
     watch.progress.asked(&request);
-    if let Some(note) = image_args::note(&request) {
+    for note in [image_args::note(&request), size_args::note(&request, pipeline.defaults())].into_iter().flatten() {
         watch.progress.note(&note);
     }
     watch.previews = previews(args, &template, &request, &pipeline);

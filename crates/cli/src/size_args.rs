@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use flux::{
     Request,
+    model::Defaults,
     sizes::{Aspect, Tier, Wish},
 };
 
@@ -84,6 +85,20 @@ impl SizeArgs {
     }
 }
 
+/// What to know of a size that a small model was not made for, if anything.
+pub(crate) fn note(request: &Request, usual: &Defaults) -> Option<String> {
+    /// FLUX.1 itself draws any size from here on.
+    const LEAST_SIDE: u32 = 256;
+    let small = usual.width.min(usual.height) < LEAST_SIDE;
+    let large = request.width.max(request.height) > 2 * usual.width.max(usual.height);
+    (small && large).then(|| {
+        format!(
+            "note: this model was made for {}×{} pixels and draws nothing that can be told at {}×{}; hint: --upscale 4 in the place of a size",
+            usual.width, usual.height, request.width, request.height
+        )
+    })
+}
+
 fn parse_wish(text: &str) -> Result<String, String> {
     let wish = Wish { size: Some(text), ..Wish::default() };
     wish.size().map(|_| text.to_owned()).map_err(plain)
@@ -121,6 +136,17 @@ fn plain(error: flux::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_model_is_not_asked_for_a_large_picture_in_silence() {
+        let small = Defaults { width: 96, height: 96, ..Defaults::default() };
+        let mut request = Request::new("a red apple", &small);
+        (request.width, request.height) = (1024, 1024);
+        assert!(note(&request, &small).unwrap().contains("--upscale"));
+        assert_eq!(note(&request, &Defaults::default()), None);
+        (request.width, request.height) = (192, 96);
+        assert_eq!(note(&request, &small), None);
+    }
 
     fn args() -> SizeArgs {
         SizeArgs {
