@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 use flux::{
     Request,
-    model::Defaults,
+    model::{Defaults, LEAST_SIDE},
     sizes::{Aspect, Tier, Wish},
 };
 
@@ -87,8 +87,6 @@ impl SizeArgs {
 
 /// What to know of a size that a small model was not made for, if anything.
 pub(crate) fn note(request: &Request, usual: &Defaults) -> Option<String> {
-    /// FLUX.1 itself draws any size from here on.
-    const LEAST_SIDE: u32 = 256;
     let small = usual.width.min(usual.height) < LEAST_SIDE;
     let large = request.width.max(request.height) > 2 * usual.width.max(usual.height);
     (small && large).then(|| {

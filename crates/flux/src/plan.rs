@@ -15,8 +15,8 @@ use crate::{
     sampler::Sampler,
 };
 
-/// The program itself, with the tables of both tokenizers and the pages of its own file, bytes. Measured in a debug build: 44 to
-/// 55 MB with two threads; 4 MB less in a release build.
+/// The program itself, with the tables of both tokenizers and the pages of its own file, bytes. Measured as what runs of a debug
+/// build with two threads took beside the rest of their plans: 42 to 54 MB. A release build has 4 MB less.
 const PROGRAM: u64 = 52 << 20;
 
 /// Scratch memory and stack of a thread, bytes.

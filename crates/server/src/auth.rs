@@ -26,10 +26,11 @@ use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 use crate::{
-    clock::{Millis, now},
+    clock::{Millis, after, now},
     config::Secret,
     error::Fault,
     hex::hex,
+    mac,
     owner::Owner,
 };
 
@@ -65,7 +66,7 @@ pub struct Limits {
     /// Such requests at the same time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrent: Option<u32>,
-    /// Jobs that wait.
+    /// Jobs that have not ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<u32>,
 }
@@ -229,7 +230,7 @@ impl Auth {
 
     /// A token that stands in for the caller's key for a while.
     pub fn mint(&self, caller: &Caller, good_for: Use, lasts: Duration) -> String {
-        let until = now().saturating_add(Millis::try_from(lasts.as_millis()).unwrap_or(Millis::MAX));
+        let until = after(lasts);
         let said = Token {
             owner: caller.owner.clone(),
             scope: caller.scope.min(Scope::Generate),
@@ -266,10 +267,7 @@ impl Auth {
     }
 
     fn sealed(&self, said: &str) -> Hmac<Sha256> {
-        // A block of SHA-256; HMAC fills shorter keys with zeros.
-        let mut key = [0; 64];
-        key[..32].copy_from_slice(&self.0.seal);
-        let mut mac = <Hmac<Sha256> as Mac>::new(&key.into());
+        let mut mac = mac::keyed(&self.0.seal);
         mac.update(said.as_bytes());
         mac
     }

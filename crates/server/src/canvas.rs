@@ -5,6 +5,7 @@
 //! trained with: its picture is enlarged, and its edges are continued where another shape is asked for.
 
 use flux::{
+    model::LEAST_SIDE,
     pixels::Rgb8,
     resize::{Filter, resize},
 };
@@ -19,9 +20,6 @@ pub(crate) const MOST_PIXELS: u64 = 64 << 20;
 
 /// Largest picture that the model itself draws, pixels.
 const MOST_DRAWN: u64 = 4 << 20;
-
-/// Its least short side; models whose usual side is less are small ones.
-const LEAST_SIDE: u32 = 256;
 
 /// How a picture of a size is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -252,17 +252,22 @@ impl Jobs {
                 }
             }
         }
-        let (asked, most_of_owner) = (new.clone(), new.most_of_owner);
+        let most_of_owner = new.most_of_owner;
+        // Only a job with a key can turn out to be another one.
+        let keyed = new.idempotency_key.is_some().then(|| new.clone());
         let mut random = [0; 26];
         getrandom::fill(&mut random).map_err(|_| Fault::Failed("the system gives no random numbers".into()))?;
         let record = Record::new(JobId::from_random(random), new, now());
-        let id = record.id.clone();
         let (mut shown, hold) = self.0.enter(record, most_of_owner)?;
         let stored = shown.wait_for(|shown| shown.stored.is_some()).await;
         let shown = stored.map_err(|_| Fault::Unavailable("the server is shutting down".into()))?.clone();
         shown.stored.unwrap_or(Ok(()))?;
         let view = self.0.with_place(shown.view);
-        if view.id == id { Ok((view, hold)) } else { Ok((again(&asked, view)?, hold)) }
+        let view = match keyed {
+            Some(keyed) => again(&keyed, view)?,
+            None => view,
+        };
+        Ok((view, hold))
     }
 
     /// Whether a job is about to end because nobody waits for it any more.

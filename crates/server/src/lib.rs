@@ -28,6 +28,7 @@ pub mod jobs;
 pub mod journal;
 pub mod listen;
 pub mod logging;
+mod mac;
 pub mod metrics;
 pub mod names;
 pub mod openapi;

@@ -8,7 +8,7 @@ use base64::{
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
 use ed25519_dalek::{Signer, SigningKey};
-use hmac::{Hmac, Mac};
+use hmac::Mac;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -19,6 +19,7 @@ use crate::{
     http,
     job::{Dialect, JobView},
     journal::Journal,
+    mac,
     owner::Owner,
 };
 
@@ -114,10 +115,7 @@ impl Signing {
 
 /// HMAC with SHA-256 of these one after the other.
 fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
-    let mut block = [0; 64];
-    block[..32].copy_from_slice(key);
-    // HMAC fills a key up with zeros to the block of its hash; a whole block has no length that could be wrong.
-    let mut mac = Hmac::<Sha256>::new(&block.into());
+    let mut mac = mac::keyed(key);
     for part in parts {
         mac.update(part);
     }

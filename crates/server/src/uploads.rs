@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     blobs::BlobId,
-    clock::{Millis, now},
+    clock::{Millis, after, now},
     error::{Fault, Rule},
     owner::Owner,
 };
@@ -92,7 +92,7 @@ impl Uploads {
             return Err(Fault::TooLarge(format!("the file is larger than this server takes: {most} bytes")));
         }
         parts.bytes = bytes;
-        parts.until = now() + i64::try_from(LASTS.as_millis()).unwrap_or(i64::MAX);
+        parts.until = after(LASTS);
         Ok(parts.kept.insert(number, part).map(|before| before.blob))
     }
 

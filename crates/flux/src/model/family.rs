@@ -92,6 +92,9 @@ impl Family {
     }
 }
 
+/// Pixels of the shortest side that FLUX.1 draws well. A model whose own size is below draws that size alone.
+pub const LEAST_SIDE: u32 = 256;
+
 /// Settings that a request gets unless it says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Deserialize)]
 #[serde(default)]

@@ -16,7 +16,7 @@ mod pocket;
 mod search;
 mod styles;
 
-pub use family::{Defaults, Family};
+pub use family::{Defaults, Family, LEAST_SIDE};
 pub(crate) use files::Tokenizer;
 pub use files::{ModelFiles, Part, PartFiles};
 use folder::Folder;

@@ -19,7 +19,7 @@ use super::{Asked, refused};
 use crate::{
     auth::{Caller, Use},
     blobs::{BlobId, NewBlob, Purpose, file_name},
-    clock::now,
+    clock::after,
     dialect::{Answer, instant_with_offset},
     error::{Fault, Rule},
     guard::PublicUrl,
@@ -86,7 +86,7 @@ async fn initiate(
 
 async fn upload_token(State(server): State<Server>, (Extension(caller), Extension(base)): Asked) -> Response<Body> {
     let token = server.auth.mint(&caller, Use::Upload, LASTS);
-    let until = now() + i64::try_from(LASTS.as_millis()).unwrap_or(0);
+    let until = after(LASTS);
     answered(Ok(json!({"token": token, "token_type": "Bearer", "base_url": format!("{}/fal/cdn", root(&base)),
                        "expires_at": instant_with_offset(until)})))
 }
